@@ -1,0 +1,403 @@
+"""Every setting of a run: typed, checked, documented, saved as JSON in checkpoints.
+
+A recipe is a Python file with `get_config() -> Config`; `load_recipe` finds it by path
+or by name, and tyro turns every field below into a flag: `--model.dropout 0.3`.
+"""
+
+import dataclasses
+import functools
+import runpy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+settings = functools.partial(
+    dataclass, frozen=True, kw_only=True, config=ConfigDict(extra="forbid")
+)
+
+
+@settings
+class ModelConfig:
+    """The Transformer (Vaswani et al., 2017) and its named variants."""
+
+    num_encoder_layers: Positive = 6
+    """Layers of the encoder."""
+    num_decoder_layers: Positive = 6
+    """Layers of the decoder."""
+    d_model: Positive = 512
+    """Width of the residual stream."""
+    d_ff: Positive = 2048
+    """Width inside the feed-forward layers."""
+    num_heads: Positive = 8
+    """Attention heads; must divide d_model."""
+    dropout: Fraction = 0.1
+    """On embeddings and on each sublayer's output (section 5.4 of the paper)."""
+    attention_dropout: Fraction = 0.0
+    """On attention weights; 0 allows fused attention kernels."""
+    activation_dropout: Fraction = 0.0
+    """Inside the feed-forward layers, after the activation."""
+    norm_position: Literal["post", "pre"] = "post"
+    """post: norm(x + f(x)), the paper's; pre: x + f(norm(x)), steadier when deep."""
+    final_norm: bool | None = None
+    """A norm after the last layer of each stack. Default: with pre-norm only."""
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Added to the variance in layer norms (1e-5: PyTorch, fairseq, Marian)."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    """Of the feed-forward layers (gelu: the exact one, with erf)."""
+    gated: bool = False
+    """Feed-forward as (act(x W) * x U) Z (Shazeer, 2020): gelu is GEGLU, silu SwiGLU."""
+    attention_bias: bool = True
+    """Biases on query, key, value and output projections (the paper has none)."""
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    """Position encodings; learned ones end at `max_positions`."""
+    sinusoid_layout: Literal["interleaved", "halves", "halves_paper"] = "interleaved"
+    """interleaved: sin, cos, sin, … with exponent 2i/d (the paper, Annotated
+    Transformer, OpenNMT-py, Joey NMT). halves: all sines, then all cosines, exponent
+    i/(d/2 - 1) (tensor2tensor, fairseq). halves_paper: halves with 2i/d (Sockeye)."""
+    max_positions: Positive = 1024
+    """Rows of a learned position table."""
+    position_offset: Count = 0
+    """Number of the first position (fairseq: pad id + 1)."""
+    scale_embeddings: bool = True
+    """Multiply token embeddings by sqrt(d_model) (section 3.4 of the paper)."""
+    tied_embeddings: Literal["all", "target_output", "source_target", "none"] = "all"
+    """Which of source table, target table and output projection are one matrix (all:
+    section 3.4 of the paper; source and target then need a joint vocabulary)."""
+    output_bias: bool = False
+    """A bias on the output logits (Marian has one)."""
+    decoder_start: Literal["bos", "eos", "pad"] = "bos"
+    """First decoder input (bos: OpenNMT-py, Joey; eos: fairseq; pad: Marian)."""
+    source_eos: bool = True
+    """End the source with the end-of-sentence token, as fairseq and Marian do."""
+    source_vocab_size: Count = 0
+    """Rows of the source table. Default: the tokenizer's size."""
+    target_vocab_size: Count = 0
+    """Rows of the target table. Default: the tokenizer's size."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Computation type; softmax, norms and loss stay in float32."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage type of the parameters."""
+    remat: bool = False
+    """Recompute each layer in the backward pass: less memory, about 30 % more time."""
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"num_heads is {self.num_heads} and d_model is {self.d_model}: the "
+                "width must be a multiple of the heads. Change one of them."
+            )
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise ValueError(
+                f"d_model is {self.d_model}: sinusoidal positions pair sines with "
+                "cosines, so it must be even (or use positions='learned')."
+            )
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether each stack ends with a norm of its own."""
+        return (
+            self.norm_position == "pre" if self.final_norm is None else self.final_norm
+        )
+
+    @property
+    def source_is_target_table(self) -> bool:
+        """Whether source and target tokens share one embedding table."""
+        return self.tied_embeddings in ("all", "source_target")
+
+    @property
+    def output_is_target_table(self) -> bool:
+        """Whether the output projection is the target embedding table."""
+        return self.tied_embeddings in ("all", "target_output")
+
+
+MODEL_SIZES: dict[str, dict[str, int]] = {
+    name: {
+        "num_encoder_layers": layers,
+        "num_decoder_layers": layers,
+        "d_model": d_model,
+        "d_ff": d_ff,
+        "num_heads": num_heads,
+    }
+    for name, (layers, d_model, d_ff, num_heads) in {
+        "tiny": (4, 128, 256, 4),
+        "small": (3, 256, 1024, 8),
+        "base": (6, 512, 2048, 8),
+        "big": (6, 1024, 4096, 16),
+    }.items()
+}
+"""Sizes by name: tiny (Wu et al., 2021), small, and the paper's base and big."""
+
+
+def sized_model(name: str, **overrides: Any) -> ModelConfig:
+    """A model of a named size.
+
+    >>> sized_model("tiny", dropout=0.3).d_model
+    128
+    """
+    if name not in MODEL_SIZES:
+        raise ValueError(f"No model size {name!r}: choose from {list(MODEL_SIZES)}.")
+    return ModelConfig(**{**MODEL_SIZES[name], **overrides})
+
+
+@settings
+class TokenizerConfig:
+    """SentencePiece, trained on the training split at first use."""
+
+    algorithm: Literal["bpe", "unigram"] = "bpe"
+    """How the pieces are found."""
+    vocab_size: Positive = 8000
+    """Pieces, the four special ones included (per side when not joint)."""
+    joint: bool = True
+    """One vocabulary for both languages; needed to tie source and target tables."""
+    character_coverage: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of characters with pieces of their own (0.9995 suits Chinese, Japanese)."""
+    normalization: Literal["nmt_nfkc", "nmt_nfkc_cf", "identity"] = "nmt_nfkc"
+    """nmt_nfkc_cf also folds case; identity leaves the text as it came."""
+    sampling: Fraction = 0.0
+    """Subword regularisation in training: share of BPE merges dropped (Provilkov et
+    al., 2020), or smoothing of unigram sampling (Kudo, 2018). 0.1 is usual, 0 off."""
+    max_training_sentences: Positive = 2_000_000
+    """Sentences that the tokenizer is trained on, drawn at random from longer data."""
+
+
+@settings
+class DataConfig:
+    """Where sentence pairs come from, and how they become batches."""
+
+    name: str = "phrasebook"
+    """phrasebook, copy_task, multi30k, parallel_text, or any TFDS translation set, as
+    wmt14_translate/de-en."""
+    source_language: str = "de"
+    """Language to translate from (a feature of the data set)."""
+    target_language: str = "en"
+    """Language to translate to."""
+    dir: Path | None = None
+    """Folder with the raw files (multi30k), when they need not be downloaded."""
+    tokenized: bool = False
+    """multi30k: the authors' tokenised, lower-cased text, which papers score on."""
+    train_source: tuple[Path, ...] = ()
+    """parallel_text: source files for training, plain or gzip, one sentence a line."""
+    train_target: tuple[Path, ...] = ()
+    """parallel_text: their translations, line by line."""
+    dev_source: tuple[Path, ...] = ()
+    """parallel_text: source files for evaluation during training."""
+    dev_target: tuple[Path, ...] = ()
+    """parallel_text: their translations."""
+    train_split: str = "train"
+    """Split to train on, in TFDS's words (train[:1%] works)."""
+    dev_split: str = "validation"
+    """Split for evaluation during training; empty for none."""
+    prepared_dir: Path | None = None
+    """Where prepared records are kept. Default: inside the workdir for our own data
+    sets, TFDS's usual folder for others."""
+    batching: Literal["pack", "bucket"] = "pack"
+    """pack: several pairs a row, one shape. bucket: one pair a row, few shapes."""
+    batch_tokens: Positive = 4096
+    """Target positions in a batch, padding included, over all devices and
+    micro-batches; source positions are as many."""
+    pack_length: Positive = 128
+    """Length of a packed row on each side."""
+    bucket_lengths: tuple[Positive, ...] = (8, 12, 16, 24, 32, 48, 64, 96, 128)
+    """Padded lengths of bucketed batches, shortest first."""
+    max_length: Positive = 128
+    """Training pairs with more pieces on a side, end included, are left out and
+    counted. Evaluation keeps every sentence."""
+    max_length_ratio: Annotated[float, Field(ge=1)] = 9.0
+    """Training pairs whose sides differ in length by more than this are left out."""
+    num_workers: Count = 0
+    """Processes that prepare batches; 0 uses threads of this one."""
+
+    def __post_init__(self) -> None:
+        if list(self.bucket_lengths) != sorted(set(self.bucket_lengths)):
+            raise ValueError(
+                f"bucket_lengths is {self.bucket_lengths}: lengths must grow, each once."
+            )
+        longest = (
+            self.pack_length if self.batching == "pack" else max(self.bucket_lengths)
+        )
+        if self.max_length > longest:
+            raise ValueError(
+                f"max_length is {self.max_length}, but the longest row holds {longest}: "
+                f"lower data.max_length, or raise data."
+                f"{'pack_length' if self.batching == 'pack' else 'bucket_lengths'}."
+            )
+        if self.batch_tokens < longest:
+            raise ValueError(
+                f"batch_tokens is {self.batch_tokens}: it must hold at least one row of "
+                f"{longest} positions."
+            )
+
+
+@settings
+class OptimizerConfig:
+    """Optax optimizer and learning-rate schedule."""
+
+    name: Literal["adam", "adamw", "adafactor", "lion", "muon"] = "adam"
+    """Update rule."""
+    b1: Fraction = 0.9
+    """Decay of the first moment."""
+    b2: Fraction = 0.98
+    """Decay of the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-9
+    """Added to the root of the second moment (Adam, AdamW)."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled decay of matrices; biases, norms and embeddings are left alone."""
+    clip_norm: NonNegative = 0.0
+    """Scale gradients down to this global norm; 0 does not clip."""
+    schedule: Literal["inverse_sqrt", "paper", "linear", "cosine", "constant"] = (
+        "inverse_sqrt"
+    )
+    """inverse_sqrt: warm-up to `learning_rate`, then its product with sqrt(warmup /
+    step). paper: learning_rate * d_model^-0.5 * min(step^-0.5, step * warmup^-1.5).
+    linear, cosine: warm-up, then down to `final_ratio` at `schedule_steps`."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak rate; for the paper schedule, the factor (1 in the paper)."""
+    warmup_steps: Count = 4000
+    """Steps of linear warm-up."""
+    schedule_steps: Count = 0
+    """Horizon of linear and cosine schedules. It is a setting of its own, so that a
+    longer run does not bend the curve already travelled."""
+    final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the peak rate that linear and cosine schedules end at."""
+
+    def __post_init__(self) -> None:
+        if (
+            self.schedule in ("linear", "cosine")
+            and self.schedule_steps <= self.warmup_steps
+        ):
+            raise ValueError(
+                f"schedule_steps is {self.schedule_steps} and warmup_steps "
+                f"{self.warmup_steps}: a {self.schedule} schedule needs a horizon past "
+                "its warm-up. Set optimizer.schedule_steps (usually to train.steps)."
+            )
+        if self.schedule in ("paper", "inverse_sqrt") and self.warmup_steps == 0:
+            raise ValueError(
+                f"warmup_steps is 0: the {self.schedule} schedule needs at least 1."
+            )
+
+
+@settings
+class TrainConfig:
+    """How long to train, and when to look, save and stop."""
+
+    steps: Count = 100_000
+    """Updates in all; a resumed run goes on to this number."""
+    label_smoothing: Fraction = 0.1
+    """Probability mass spread evenly over the whole vocabulary."""
+    accumulate: Positive = 1
+    """Micro-batches that each batch is split into: less memory, the same gradient."""
+    ema_decay: Fraction = 0.0
+    """Decay of an exponential average of the parameters, used for evaluation and
+    translation; 0 for none."""
+    checkpoint_every: Positive = 1000
+    """Steps between checkpoints."""
+    evaluate_every: Positive = 1000
+    """Steps between evaluations on the dev split."""
+    log_every: Positive = 50
+    """Steps between lines in the logs."""
+    keep_checkpoints: Positive = 10
+    """Latest checkpoints kept, for averaging; the best one is kept besides."""
+    best_metric: Literal["loss", "bleu", "chrf", "accuracy"] = "bleu"
+    """What chooses the best checkpoint."""
+    patience: Count = 0
+    """Stop after this many evaluations without a better one; 0 never stops early."""
+    max_bad_steps: Positive = 20
+    """Steps in a row with a non-finite loss or gradient before the run stops; each is
+    skipped and counted."""
+    curves: bool = True
+    """Draw loss, learning-rate and BLEU curves at the end."""
+
+
+@settings
+class SearchConfig:
+    """How a translation is searched for."""
+
+    method: Literal["greedy", "beam"] = "beam"
+    """greedy: the best token at each place; beam: the best few prefixes."""
+    beam_size: Positive = 5
+    """Prefixes kept per sentence by beam search."""
+    n_best: Positive = 1
+    """Translations returned per sentence, best first."""
+    length_penalty: Literal["gnmt", "average", "none"] = "average"
+    """What divides a log-probability. average: length^alpha (fairseq, Marian, Hugging
+    Face). gnmt: ((5 + length) / 6)^alpha (Wu et al., 2016). none: nothing."""
+    alpha: NonNegative = 1.0
+    """Exponent of the length penalty."""
+    max_length_factor: NonNegative = 2.0
+    """A translation has at most factor * source pieces + offset pieces."""
+    max_length_offset: Positive = 10
+    """See max_length_factor."""
+
+    def __post_init__(self) -> None:
+        beams = self.beam_size if self.method == "beam" else 1
+        if self.n_best > beams:
+            raise ValueError(
+                f"n_best is {self.n_best}, but {self.method} search keeps {beams}: "
+                "raise beam_size or lower n_best."
+            )
+
+
+@settings
+class EvaluationConfig:
+    """Evaluation on the dev split during training."""
+
+    search: SearchConfig = SearchConfig(method="greedy")
+    """How dev sentences are translated."""
+    max_sentences: Count = 0
+    """Translate only the first sentences of the dev split; 0 for all."""
+    batch_tokens: Positive = 4096
+    """Positions in an evaluation batch, padding included."""
+    num_samples: Count = 3
+    """Sample translations shown after each evaluation."""
+    lowercase: bool = False
+    """Score BLEU without regard to case."""
+    tokenize: Literal["13a", "none", "char", "zh", "intl", "ja-mecab", "ko-mecab"] = (
+        "13a"
+    )
+    """sacreBLEU's tokenizer; none for text that is tokenised already."""
+
+
+@settings
+class ParallelConfig:
+    """The device mesh."""
+
+    data: Annotated[int, Field(ge=-1)] = -1
+    """Devices that share out the batch; -1: all that the other axes leave."""
+    fsdp: Positive = 1
+    """Devices that share out the batch and the parameters too."""
+    tensor: Positive = 1
+    """Devices that share out heads, feed-forward widths and vocabulary."""
+    wrapper: Literal["jit", "pmap"] = "jit"
+    """jit over the mesh, or the old pmap (data axis only)."""
+
+
+@settings
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    search: SearchConfig = SearchConfig()
+    """How `translate` searches unless told otherwise."""
+    parallel: ParallelConfig = ParallelConfig()
+    seed: Count = 0
+    """Start of every random number: parameters, dropout, order of the data."""
+
+    def __post_init__(self) -> None:
+        if self.model.source_is_target_table and not self.tokenizer.joint:
+            raise ValueError(
+                f"tied_embeddings is {self.model.tied_embeddings!r}, which shares the "
+                "source and target tables, but tokenizer.joint is off: set "
+                "model.tied_embeddings to 'target_output' or 'none', or turn joint on."
+            )
