@@ -1,26 +1,20 @@
 """Every setting of a run: typed, checked, documented, saved as JSON in checkpoints.
 
-A recipe is a Python file with `get_config() -> Config`; `load_recipe` finds it by path
+A recipe is a Python file with `get_config() -> Config`; `recipes.py` finds it by path
 or by name, and tyro turns every field below into a flag: `--model.dropout 0.3`.
 """
 
-import dataclasses
-import functools
-import runpy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import Field
+
+from transformer_jax.validation import settings
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-
-settings = functools.partial(
-    dataclass, frozen=True, kw_only=True, config=ConfigDict(extra="forbid")
-)
 
 
 @settings
@@ -52,7 +46,8 @@ class ModelConfig:
     activation: Literal["relu", "gelu", "silu"] = "relu"
     """Of the feed-forward layers (gelu: the exact one, with erf)."""
     gated: bool = False
-    """Feed-forward as (act(x W) * x U) Z (Shazeer, 2020): gelu is GEGLU, silu SwiGLU."""
+    """Feed-forward as (act(x W) * x U) Z (Shazeer, 2020): GEGLU with gelu, SwiGLU
+    with silu."""
     attention_bias: bool = True
     """Biases on query, key, value and output projections (the paper has none)."""
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
@@ -217,21 +212,22 @@ class DataConfig:
     def __post_init__(self) -> None:
         if list(self.bucket_lengths) != sorted(set(self.bucket_lengths)):
             raise ValueError(
-                f"bucket_lengths is {self.bucket_lengths}: lengths must grow, each once."
+                f"bucket_lengths is {self.bucket_lengths}: lengths must grow, each "
+                "once."
             )
         longest = (
             self.pack_length if self.batching == "pack" else max(self.bucket_lengths)
         )
         if self.max_length > longest:
             raise ValueError(
-                f"max_length is {self.max_length}, but the longest row holds {longest}: "
-                f"lower data.max_length, or raise data."
+                f"max_length is {self.max_length}, but the longest row holds {longest}"
+                f": lower data.max_length, or raise data."
                 f"{'pack_length' if self.batching == 'pack' else 'bucket_lengths'}."
             )
         if self.batch_tokens < longest:
             raise ValueError(
-                f"batch_tokens is {self.batch_tokens}: it must hold at least one row of "
-                f"{longest} positions."
+                f"batch_tokens is {self.batch_tokens}: it must hold at least one row "
+                f"of {longest} positions."
             )
 
 

@@ -1,0 +1,119 @@
+"""Scaled dot-product and multi-head attention (section 3.2 of the paper)."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.models.dropout import Dropout
+from transformer_jax.types import Array
+
+NEG_INF = -1e30
+"""Finite, so that a row with nothing to attend to gives no NaN."""
+
+
+class KeyValue(NamedTuple):
+    """Projected keys and values of one attention layer, each [B or R, S, N, H]."""
+
+    key: Array
+    value: Array
+
+
+def dot_product_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array,
+    *,
+    drop: Callable[[Array], Array] | None = None,
+) -> tuple[Array, Array]:
+    """softmax(q kᵀ / √H) v.  q [B,T,N,H]; k, v [B,S,N,H]; mask [B,1,T,S] → [B,T,N,H],
+    and the weights [B,N,T,S] in float32.
+
+    A query that may attend to nothing gives zeros. `drop` is applied to the weights.
+    """
+    logits = jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask, logits / math.sqrt(q.shape[-1]), NEG_INF)
+    weights = jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0)
+    kept = drop(weights) if drop else weights
+    return jnp.einsum("BNTS,BSNH->BTNH", kept.astype(v.dtype), v), weights
+
+
+def write_cache(cache: KeyValue, new: KeyValue, positions: Array) -> KeyValue:
+    """Put new keys and values [R, L, N, H] at each row's positions [R, L]."""
+    rows = jnp.arange(positions.shape[0])[:, None]
+    return KeyValue(
+        cache.key.at[rows, positions].set(new.key.astype(cache.key.dtype)),
+        cache.value.at[rows, positions].set(new.value.astype(cache.value.dtype)),
+    )
+
+
+class MultiHeadAttention(nn.Module):
+    """concat(head₁ … head_N) W_o, head_n = attention(x W_q, y W_k, y W_v).
+
+    Keys and values are projected by `keys_values`, so that decoding projects those of
+    the encoder's output once, and those of earlier target tokens never again.
+    """
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config = self.config
+        heads = (config.num_heads, config.d_model // config.num_heads)
+        self.query = self._projection(heads)
+        self.key = self._projection(heads)
+        self.value = self._projection(heads)
+        self.out = self._projection(config.d_model, axis=(-2, -1))
+        self.attention_dropout = Dropout(config.attention_dropout)
+
+    def _projection(
+        self, features: int | tuple[int, ...], axis: int | tuple[int, ...] = -1
+    ) -> nn.DenseGeneral:
+        return nn.DenseGeneral(
+            features,
+            axis=axis,
+            use_bias=self.config.attention_bias,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=jnp.dtype(self.config.dtype),
+            param_dtype=jnp.dtype(self.config.param_dtype),
+        )
+
+    def keys_values(self, y: Array) -> KeyValue:
+        """[B, S, D] → keys and values [B, S, N, H]."""
+        return KeyValue(self.key(y), self.value(y))
+
+    def __call__(
+        self, x: Array, kv: KeyValue, mask: Array, deterministic: bool
+    ) -> tuple[Array, Array]:
+        """X [B,T,D], kv [B,S,N,H], mask [B,1,T,S] → [B,T,D], weights [B,N,T,S]."""
+        q = self.query(x)  # [B, T, N, H]
+        drop = None
+        if self.config.attention_dropout and not deterministic:
+
+            def drop(weights: Array) -> Array:
+                return self.attention_dropout(weights, deterministic=False)
+
+        attended, weights = dot_product_attention(q, *kv, mask, drop=drop)
+        self.sow("intermediates", "attention", weights)
+        return self.out(attended), weights
+
+    def over_memory(self, x: Array, kv: KeyValue, mask: Array) -> tuple[Array, Array]:
+        """Rows [R, L, D] over the memory of their sentences, kv [B,S,N,H], mask [B,1,1,S].
+
+        The R/B rows of a sentence are laid side by side as queries of one attention, so
+        that its keys and values are read once and never copied: → [R,L,D], [R,N,L,S].
+        """
+        rows, block, width = x.shape
+        sentences = kv.key.shape[0]
+        beams = rows // sentences
+        out, weights = self(
+            x.reshape(sentences, beams * block, width), kv, mask, deterministic=True
+        )
+        heads, length = weights.shape[1], weights.shape[-1]
+        weights = weights.reshape(sentences, heads, beams, block, length)
+        weights = weights.transpose(0, 2, 1, 3, 4).reshape(rows, heads, block, length)
+        return out.reshape(rows, block, width), weights

@@ -1,0 +1,60 @@
+"""The model as plain functions of parameters and arrays: what search and tools call."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.models.attention import KeyValue
+from transformer_jax.models.layers import Memory
+from transformer_jax.types import Array, Cache, Params, StepFn, StepOutput
+
+
+def row_positions(segment_ids: Array) -> Array:
+    """Positions [B, S] of rows that hold one sentence each, from its first token on.
+
+    >>> row_positions(jnp.array([[1, 1, 1, 0]]))
+    Array([[0, 1, 2, 0]], dtype=int32)
+    """
+    places = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :]
+    return jnp.where(segment_ids > 0, places, 0)
+
+
+def encode_memory(
+    model: nn.Module, params: Params, inputs: Array, segment_ids: Array
+) -> Memory:
+    """Encode B sentences, one a row: inputs, segment ids [B, S] → memory."""
+    variables = {"params": params}
+    positions = row_positions(segment_ids)
+    encoded = model.apply(
+        variables, inputs, segment_ids, positions, deterministic=True, method="encode"
+    )
+    return model.apply(variables, encoded, segment_ids, method="make_memory")
+
+
+def init_cache(config: ModelConfig, rows: int, max_length: int) -> Cache:
+    """An empty cache for R `rows` of up to T = `max_length` tokens: keys and values
+    [R, T, N, H] for each decoder layer."""
+    heads, head_size = config.num_heads, config.d_model // config.num_heads
+    empty = jnp.zeros((rows, max_length, heads, head_size), jnp.dtype(config.dtype))
+    return tuple(KeyValue(empty, empty) for _ in range(config.num_decoder_layers))
+
+
+def make_step_fn(
+    model: nn.Module, params: Params, *, return_attention: bool = False
+) -> StepFn:
+    """The model's decoding step with its parameters bound, as search wants it."""
+
+    def step_fn(
+        tokens: Array, positions: Array, cache: Cache, memory: Memory
+    ) -> tuple[StepOutput, Cache]:
+        return model.apply(
+            {"params": params},
+            tokens,
+            positions,
+            cache,
+            memory,
+            return_attention=return_attention,
+            method="decode_step",
+        )
+
+    return step_fn

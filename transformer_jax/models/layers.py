@@ -1,0 +1,256 @@
+"""Encoder and decoder layers, and their stacks (section 3.1 and 3.3 of the paper)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.models.attention import (
+    KeyValue,
+    MultiHeadAttention,
+    write_cache,
+)
+from transformer_jax.models.dropout import Dropout
+from transformer_jax.models.masks import cache_mask
+from transformer_jax.types import Array
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "silu": nn.silu,
+}
+
+
+class Memory(NamedTuple):
+    """What the decoder needs of B source sentences; computed once."""
+
+    layers: tuple[KeyValue, ...]
+    """Cross-attention keys and values [B, S, N, H] of each decoder layer."""
+    segment_ids: Array
+    """[B, S]; 0 = padding."""
+
+
+def layer_norm(config: ModelConfig, name: str | None = None) -> nn.LayerNorm:
+    """(x - mean) / √(variance + ε) · scale + bias, statistics in float32."""
+    return nn.LayerNorm(
+        epsilon=config.norm_eps,
+        use_fast_variance=False,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        name=name,
+    )
+
+
+class FeedForward(nn.Module):
+    """act(x W₁ + b₁) W₂ + b₂ at each position (section 3.3); gated: the activation is
+    multiplied by x W₃ + b₃ (Shazeer, 2020)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        config = self.config
+        h = ACTIVATIONS[config.activation](self._dense(config.d_ff, "up")(x))
+        if config.gated:
+            h = h * self._dense(config.d_ff, "gate")(x)
+        h = Dropout(config.activation_dropout)(h, deterministic=deterministic)
+        return self._dense(config.d_model, "down")(h)  # [B, T, D]
+
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(
+            features,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=jnp.dtype(self.config.dtype),
+            param_dtype=jnp.dtype(self.config.param_dtype),
+            name=name,
+        )
+
+
+class Layer(nn.Module):
+    """What encoder and decoder layers share: residual connections around sublayers."""
+
+    config: ModelConfig
+
+    def residual(
+        self,
+        x: Array,
+        norm: nn.LayerNorm,
+        sublayer: Callable[[Array], Array],
+        deterministic: bool,
+    ) -> Array:
+        """Post-norm: norm(x + drop(f(x))), the paper's. Pre-norm: x + drop(f(norm(x)))."""
+        if self.config.norm_position == "pre":
+            return x + self.dropout(sublayer(norm(x)), deterministic=deterministic)
+        return norm(x + self.dropout(sublayer(x), deterministic=deterministic))
+
+
+class EncoderLayer(Layer):
+    """Self-attention, then feed-forward (section 3.1).
+
+    Modes travel by position here and in the decoder layer: `nn.remat` needs it so.
+    """
+
+    def setup(self) -> None:
+        self.self_attention = MultiHeadAttention(self.config)
+        self.self_attention_norm = layer_norm(self.config)
+        self.feed_forward = FeedForward(self.config)
+        self.feed_forward_norm = layer_norm(self.config)
+        self.dropout = Dropout(self.config.dropout)
+
+    def __call__(self, x: Array, mask: Array, deterministic: bool) -> Array:
+        """X [B, S, D], mask [B, 1, S, S] → [B, S, D]."""
+
+        def attend(y: Array) -> Array:
+            kv = self.self_attention.keys_values(y)
+            return self.self_attention(y, kv, mask, deterministic)[0]
+
+        def feed(y: Array) -> Array:
+            return self.feed_forward(y, deterministic)
+
+        x = self.residual(x, self.self_attention_norm, attend, deterministic)
+        return self.residual(x, self.feed_forward_norm, feed, deterministic)
+
+
+class DecoderLayer(Layer):
+    """Masked self-attention, attention over the source, feed-forward (section 3.1)."""
+
+    def setup(self) -> None:
+        self.self_attention = MultiHeadAttention(self.config)
+        self.self_attention_norm = layer_norm(self.config)
+        self.cross_attention = MultiHeadAttention(self.config)
+        self.cross_attention_norm = layer_norm(self.config)
+        self.feed_forward = FeedForward(self.config)
+        self.feed_forward_norm = layer_norm(self.config)
+        self.dropout = Dropout(self.config.dropout)
+
+    def __call__(
+        self,
+        x: Array,
+        encoded: Array,
+        self_mask: Array,
+        cross_mask: Array,
+        deterministic: bool,
+    ) -> Array:
+        """The whole target at once: x [B, T, D], encoded [B, S, D] → [B, T, D]."""
+
+        def attend_self(y: Array) -> Array:
+            kv = self.self_attention.keys_values(y)
+            return self.self_attention(y, kv, self_mask, deterministic)[0]
+
+        def attend_source(y: Array) -> Array:
+            kv = self.cross_attention.keys_values(encoded)
+            return self.cross_attention(y, kv, cross_mask, deterministic)[0]
+
+        return self._sublayers(x, attend_self, attend_source, deterministic)
+
+    def step(
+        self,
+        x: Array,
+        positions: Array,
+        cache: KeyValue,
+        memory: KeyValue,
+        memory_mask: Array,
+    ) -> tuple[Array, KeyValue, Array]:
+        """L new tokens a row: x [R, L, D], positions [R, L], cache [R, T, N, H], memory
+        [B, S, N, H] → [R, L, D], the cache with them in it, weights [R, N, L, S]."""
+        self_mask = cache_mask(positions, cache.key.shape[1])
+        written, weights = cache, jnp.zeros(())
+
+        def attend_self(y: Array) -> Array:
+            nonlocal written
+            new = self.self_attention.keys_values(y)
+            written = write_cache(cache, new, positions)
+            return self.self_attention(y, written, self_mask, True)[0]
+
+        def attend_source(y: Array) -> Array:
+            nonlocal weights
+            out, weights = self.cross_attention.over_memory(y, memory, memory_mask)
+            return out
+
+        x = self._sublayers(x, attend_self, attend_source, True)
+        return x, written, weights
+
+    def _sublayers(
+        self,
+        x: Array,
+        attend_self: Callable[[Array], Array],
+        attend_source: Callable[[Array], Array],
+        deterministic: bool,
+    ) -> Array:
+        def feed(y: Array) -> Array:
+            return self.feed_forward(y, deterministic)
+
+        x = self.residual(x, self.self_attention_norm, attend_self, deterministic)
+        x = self.residual(x, self.cross_attention_norm, attend_source, deterministic)
+        return self.residual(x, self.feed_forward_norm, feed, deterministic)
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array, *, deterministic: bool) -> Array:
+        """X [B, S, D], mask [B, 1, S, S] → [B, S, D]."""
+        config = self.config
+        layer = EncoderLayer
+        if config.remat:
+            layer = nn.remat(EncoderLayer, static_argnums=(3,))
+        for i in range(config.num_encoder_layers):
+            x = layer(config, name=f"layer_{i}")(x, mask, deterministic)
+        return layer_norm(config, "final_norm")(x) if config.has_final_norm else x
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config = self.config
+        layer = DecoderLayer
+        if config.remat:
+            layer = nn.remat(DecoderLayer, static_argnums=(5,))
+        self.layers = [
+            layer(config, name=f"layer_{i}") for i in range(config.num_decoder_layers)
+        ]
+        if config.has_final_norm:
+            self.final_norm = layer_norm(config)
+
+    def __call__(
+        self,
+        x: Array,
+        encoded: Array,
+        self_mask: Array,
+        cross_mask: Array,
+        *,
+        deterministic: bool,
+    ) -> Array:
+        """X [B, T, D], encoded [B, S, D] → [B, T, D]."""
+        for layer in self.layers:
+            x = layer(x, encoded, self_mask, cross_mask, deterministic)
+        return self.final_norm(x) if self.config.has_final_norm else x
+
+    def memory(self, encoded: Array) -> tuple[KeyValue, ...]:
+        """Cross-attention keys and values of each layer."""
+        return tuple(
+            layer.cross_attention.keys_values(encoded) for layer in self.layers
+        )
+
+    def step(
+        self, x: Array, positions: Array, cache: tuple[KeyValue, ...], memory: Memory
+    ) -> tuple[Array, tuple[KeyValue, ...], Array]:
+        """X [R, L, D], positions [R, L] → [R, L, D], the new cache, and cross-attention
+        weights [R, L, S], the mean over layers and heads."""
+        mask = (memory.segment_ids > 0)[:, None, None, :]  # [B, 1, 1, S]
+        written, weights = [], []
+        for layer, kv, source in zip(self.layers, cache, memory.layers, strict=True):
+            x, kv, attention = layer.step(x, positions, kv, source, mask)
+            written.append(kv)
+            weights.append(attention.mean(axis=1))
+        if self.config.has_final_norm:
+            x = self.final_norm(x)
+        return x, tuple(written), sum(weights) / len(weights)

@@ -1,0 +1,195 @@
+"""The encoder-decoder Transformer (Vaswani et al., 2017, section 3) as pure functions.
+
+`Transformer` is trained with `decode_hidden` (whole target at once) and searched with
+`encode`, `make_memory` and `decode_step` (a few tokens a row, with a cache).
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.models.embeddings import Embedding
+from transformer_jax.models.layers import Decoder, Encoder, Memory
+from transformer_jax.models.masks import causal_mask, segment_mask
+from transformer_jax.types import Array, Cache, StepOutput
+
+
+class OutputProjection(nn.Module):
+    """The matrix, where it is not the target embedding, and the bias of the logits."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, target_table: Array) -> tuple[Array, Array | None]:
+        """→ table [V, D] and bias [V]."""
+        config = self.config
+        dtype = jnp.dtype(config.param_dtype)
+        vocab_size, table, bias = config.target_vocab_size, target_table, None
+        if not config.output_is_target_table:
+            init = nn.initializers.xavier_uniform()
+            shape = (config.d_model, vocab_size)
+            table = self.param("kernel", init, shape, dtype).T
+        if config.output_bias:
+            bias = self.param("bias", nn.initializers.zeros, (vocab_size,), dtype)
+        return table, bias
+
+
+class Transformer(nn.Module):
+    """Encoder and decoder between embeddings and an output projection."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config = self.config
+
+        def table(vocab_size: int) -> nn.Embed:
+            return nn.Embed(
+                vocab_size,
+                config.d_model,
+                embedding_init=nn.initializers.normal(config.d_model**-0.5),
+                param_dtype=jnp.dtype(config.param_dtype),
+            )
+
+        if not (config.source_vocab_size and config.target_vocab_size):
+            raise ValueError(
+                f"The model has {config.source_vocab_size} source and "
+                f"{config.target_vocab_size} target words: set source_vocab_size and "
+                "target_vocab_size from the tokenizer."
+            )
+        if config.source_is_target_table:
+            if config.source_vocab_size != config.target_vocab_size:
+                raise ValueError(
+                    f"tied_embeddings is {config.tied_embeddings!r}, but the source "
+                    f"has {config.source_vocab_size} words and the target "
+                    f"{config.target_vocab_size}: one table needs one vocabulary."
+                )
+            self.shared_embedding = table(config.target_vocab_size)
+        else:
+            self.source_embedding = table(config.source_vocab_size)
+            self.target_embedding = table(config.target_vocab_size)
+        self.source_positions = Embedding(config)
+        self.target_positions = Embedding(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.output = OutputProjection(config)
+
+    def _source_table(self) -> Array:
+        shared = self.config.source_is_target_table
+        return (self.shared_embedding if shared else self.source_embedding).embedding
+
+    def _target_table(self) -> Array:
+        shared = self.config.source_is_target_table
+        return (self.shared_embedding if shared else self.target_embedding).embedding
+
+    def encode(
+        self,
+        inputs: Array,
+        segment_ids: Array,
+        positions: Array,
+        *,
+        deterministic: bool,
+    ) -> Array:
+        """Source ids, segment ids, positions [B, S] → [B, S, D]."""
+        x = self.source_positions(
+            inputs,
+            positions,
+            self._source_table(),
+            num_positions=inputs.shape[1],
+            deterministic=deterministic,
+        )
+        mask = segment_mask(segment_ids, segment_ids)
+        return self.encoder(x, mask, deterministic=deterministic)
+
+    def decode_hidden(
+        self,
+        decoder_inputs: Array,
+        encoded: Array,
+        *,
+        input_segment_ids: Array,
+        target_segment_ids: Array,
+        target_positions: Array,
+        deterministic: bool,
+    ) -> tuple[Array, Array, Array | None]:
+        """Target ids [B, T] over encoded [B, S, D] → last hidden states [B, T, D],
+        output table [V, D] and bias [V] or None; logits are hidden · tableᵀ + bias."""
+        length = decoder_inputs.shape[1]
+        table = self._target_table()
+        x = self.target_positions(
+            decoder_inputs,
+            target_positions,
+            table,
+            num_positions=length,
+            deterministic=deterministic,
+        )
+        self_mask = segment_mask(target_segment_ids, target_segment_ids)
+        hidden = self.decoder(
+            x,
+            encoded,
+            self_mask & causal_mask(length),
+            segment_mask(target_segment_ids, input_segment_ids),
+            deterministic=deterministic,
+        )
+        return hidden, *self.output(table)
+
+    def __call__(
+        self,
+        inputs: Array,
+        decoder_inputs: Array,
+        *,
+        input_segment_ids: Array,
+        target_segment_ids: Array,
+        input_positions: Array,
+        target_positions: Array,
+        deterministic: bool,
+    ) -> Array:
+        """Source [B, S] and shifted target [B, T] → logits [B, T, V] in float32."""
+        encoded = self.encode(
+            inputs, input_segment_ids, input_positions, deterministic=deterministic
+        )
+        hidden, table, bias = self.decode_hidden(
+            decoder_inputs,
+            encoded,
+            input_segment_ids=input_segment_ids,
+            target_segment_ids=target_segment_ids,
+            target_positions=target_positions,
+            deterministic=deterministic,
+        )
+        return project(hidden, table, bias)
+
+    def make_memory(self, encoded: Array, segment_ids: Array) -> Memory:
+        """Encoded [B, S, D], segment ids [B, S] → what `decode_step` needs of them."""
+        return Memory(self.decoder.memory(encoded), segment_ids)
+
+    def decode_step(
+        self,
+        tokens: Array,
+        positions: Array,
+        cache: Cache,
+        memory: Memory,
+        *,
+        return_attention: bool = False,
+    ) -> tuple[StepOutput, Cache]:
+        """L tokens a row [R, L], the first at `positions` [R]: see `types.StepFn`."""
+        places = positions[:, None] + jnp.arange(tokens.shape[1])[None, :]
+        table = self._target_table()
+        x = self.target_positions(
+            tokens,
+            places,
+            table,
+            num_positions=cache[0].key.shape[1],
+            deterministic=True,
+        )
+        hidden, cache, attention = self.decoder.step(x, places, cache, memory)
+        logits = project(hidden, *self.output(table))
+        return StepOutput(logits, attention if return_attention else None), cache
+
+
+def project(hidden: Array, table: Array, bias: Array | None) -> Array:
+    """Logits in float32: hidden [B, T, D] · table [V, D]ᵀ + bias [V] → [B, T, V]."""
+    logits = jnp.einsum(
+        "BTD,VD->BTV",
+        hidden,
+        table.astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return logits if bias is None else logits + bias.astype(jnp.float32)[None, None, :]
