@@ -102,7 +102,7 @@ class MultiHeadAttention(nn.Module):
         return self.out(attended), weights
 
     def over_memory(self, x: Array, kv: KeyValue, mask: Array) -> tuple[Array, Array]:
-        """Rows [R, L, D] over the memory of their sentences, kv [B,S,N,H], mask [B,1,1,S].
+        """Rows [R,L,D] over their sentences' memory: kv [B,S,N,H], mask [B,1,1,S].
 
         The R/B rows of a sentence are laid side by side as queries of one attention, so
         that its keys and values are read once and never copied: → [R,L,D], [R,N,L,S].

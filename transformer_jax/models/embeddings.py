@@ -27,8 +27,8 @@ def sinusoidal_table(
 
     Computed in float64 and rounded once.
 
-    >>> sinusoidal_table(2, 4).round(2).tolist()
-    [[0.0, 1.0, 0.0, 1.0], [0.8399999737739563, 0.5400000214576721, 0.009999999776482582, 1.0]]
+    >>> (100 * sinusoidal_table(2, 4)).astype(int).tolist()
+    [[0, 100, 0, 100], [84, 54, 0, 99]]
     """
     half = d_model // 2
     i = np.arange(half)
@@ -79,9 +79,9 @@ class Embedding(nn.Module):
             return jnp.asarray(table[first:])
         if last > config.max_positions:
             raise ValueError(
-                f"A sequence has {num_positions} positions, starting at {first}, and the "
-                f"learned table {config.max_positions}: split the text, or train with a "
-                "larger model.max_positions or with sinusoidal positions."
+                f"A sequence has {num_positions} positions, starting at {first}, and "
+                f"the learned table {config.max_positions}: split the text, or train "
+                "with a larger model.max_positions or with sinusoidal positions."
             )
         table = self.param(
             "embedding",

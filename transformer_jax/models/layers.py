@@ -80,7 +80,7 @@ class Layer(nn.Module):
         sublayer: Callable[[Array], Array],
         deterministic: bool,
     ) -> Array:
-        """Post-norm: norm(x + drop(f(x))), the paper's. Pre-norm: x + drop(f(norm(x)))."""
+        """Post-norm (the paper): norm(x + drop(f(x))). Pre: x + drop(f(norm(x)))."""
         if self.config.norm_position == "pre":
             return x + self.dropout(sublayer(norm(x)), deterministic=deterministic)
         return norm(x + self.dropout(sublayer(x), deterministic=deterministic))

@@ -1,0 +1,161 @@
+"""Label-smoothed cross-entropy, plain and fused with the output projection.
+
+The loss of a token y with smoothing ε over a vocabulary of V (Szegedy et al., 2016;
+section 5.4 of the paper), in the convention of PyTorch and Optax:
+
+    -(1 - ε) log p(y) - ε/V Σ_v log p(v)  =  lse - (1 - ε) logit_y - ε mean_v(logit_v)
+
+where lse = log Σ_v exp(logit_v). The mass ε is spread over all V words, y among them.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.types import Array
+
+CHUNK_TOKENS = 512
+"""Tokens whose logits are held at once by the fused loss, about."""
+
+
+class LossSums(NamedTuple):
+    """Sums over the weighted tokens, in float32."""
+
+    loss: Array
+    """Label-smoothed cross-entropy, in nats."""
+    nll: Array
+    """Negative log-likelihood: the same without smoothing."""
+    correct: Array
+    """Tokens whose own logit is the highest."""
+
+
+def smoothed_cross_entropy(
+    logits: Array, targets: Array, weights: Array, smoothing: float
+) -> LossSums:
+    """Logits [..., V], targets and weights [...] → sums over all tokens."""
+    logits = logits.astype(jnp.float32)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    loss = lse - (1 - smoothing) * chosen - smoothing * logits.mean(axis=-1)
+    return LossSums(
+        loss=jnp.sum(weights * loss),
+        nll=jnp.sum(weights * (lse - chosen)),
+        correct=jnp.sum(weights * (chosen >= logits.max(axis=-1))),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def fused_cross_entropy(
+    hidden: Array,
+    table: Array,
+    bias: Array | None,
+    targets: Array,
+    weights: Array,
+    smoothing: float,
+) -> LossSums:
+    """`smoothed_cross_entropy(hidden · tableᵀ + bias, …)` without keeping the logits.
+
+    hidden [B, T, D], table [V, D], bias [V] or None, targets and weights [B, T] → sums.
+    A few target positions at a time are projected, and under differentiation their
+    gradients are formed at once, so that memory does not grow with tokens × V. Chunks
+    run along T: the batch axis may stay sharded. Only `loss` is differentiated.
+    """
+    parts = _chunks(hidden, targets, weights)
+
+    def chunk_sums(sums: LossSums, part: tuple[Array, Array, Array]):
+        h, y, w = part
+        logits = _project(h, table, bias)
+        new = smoothed_cross_entropy(logits, y, w, smoothing)
+        return jax.tree.map(jnp.add, sums, new), None
+
+    zero = jnp.zeros((), jnp.float32)
+    return jax.lax.scan(chunk_sums, LossSums(zero, zero, zero), parts)[0]
+
+
+def _forward(hidden, table, bias, targets, weights, smoothing):
+    """The sums, and the gradients of `loss` with respect to hidden, table and bias."""
+    vocab_size = table.shape[0]
+    uniform = smoothing / vocab_size
+
+    def chunk_gradients(carry, part: tuple[Array, Array, Array]):
+        sums, d_table, d_bias = carry
+        h, y, w = part
+        logits = _project(h, table, bias)  # [B, C, V]
+        top = logits.max(axis=-1, keepdims=True)
+        exp = jnp.exp(logits - top)
+        total = exp.sum(axis=-1, keepdims=True)
+        lse = (jnp.log(total) + top)[..., 0]
+        is_target = jnp.arange(vocab_size)[None, None, :] == y[..., None]
+        chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+        loss = lse - (1 - smoothing) * chosen - smoothing * logits.mean(axis=-1)
+        new = LossSums(
+            loss=jnp.sum(w * loss),
+            nll=jnp.sum(w * (lse - chosen)),
+            correct=jnp.sum(w * (chosen >= top[..., 0])),
+        )
+        wanted = jnp.where(is_target, 1 - smoothing + uniform, uniform)
+        d_logits = (exp / total - wanted) * w[..., None]
+        d_compute = d_logits.astype(h.dtype)
+        d_h = jnp.einsum("BCV,VD->BCD", d_compute, table.astype(h.dtype))
+        d_table += jnp.einsum(
+            "BCV,BCD->VD", d_compute, h, preferred_element_type=jnp.float32
+        )
+        if d_bias is not None:
+            d_bias += d_logits.sum(axis=(0, 1))
+        return (jax.tree.map(jnp.add, sums, new), d_table, d_bias), d_h
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (
+        LossSums(zero, zero, zero),
+        jnp.zeros(table.shape, jnp.float32),
+        None if bias is None else jnp.zeros(bias.shape, jnp.float32),
+    )
+    parts = _chunks(hidden, targets, weights)
+    (sums, d_table, d_bias), d_hidden = jax.lax.scan(chunk_gradients, start, parts)
+    d_hidden = _unchunk(d_hidden, hidden.shape[1])
+    d_table = d_table.astype(table.dtype)
+    d_bias = None if bias is None else d_bias.astype(bias.dtype)
+    return sums, (d_hidden, d_table, d_bias)
+
+
+def _backward(smoothing, gradients, cotangent: LossSums):
+    scaled = jax.tree.map(lambda g: (g * cotangent.loss).astype(g.dtype), gradients)
+    return *scaled, None, None
+
+
+fused_cross_entropy.defvjp(_forward, _backward)
+
+
+def _project(hidden: Array, table: Array, bias: Array | None) -> Array:
+    """[B, C, D] · [V, D]ᵀ + [V] → [B, C, V] in float32."""
+    logits = jnp.einsum(
+        "BCD,VD->BCV",
+        hidden,
+        table.astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return logits if bias is None else logits + bias.astype(jnp.float32)[None, None, :]
+
+
+def _chunks(*arrays: Array) -> tuple[Array, ...]:
+    """Cut [B, T, ...] along T into [chunks, B, C, ...], zeros filling the last."""
+    rows, length = arrays[0].shape[:2]
+    num_chunks = max(1, min(length, round(rows * length / CHUNK_TOKENS)))
+    width = -(-length // num_chunks)
+    num_chunks = -(-length // width)
+
+    def cut(x: Array) -> Array:
+        fill = [(0, 0), (0, num_chunks * width - length)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, fill).reshape(rows, num_chunks, width, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
+
+    return tuple(cut(x) for x in arrays)
+
+
+def _unchunk(x: Array, length: int) -> Array:
+    """[chunks, B, C, D] → [B, T, D]."""
+    num_chunks, rows, width = x.shape[:3]
+    x = jnp.moveaxis(x, 0, 1).reshape(rows, num_chunks * width, *x.shape[3:])
+    return x[:, :length]

@@ -1,0 +1,69 @@
+"""What is minimised: a batch → the summed loss, and metrics as sums and weights."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from transformer_jax.data.batching import Batch
+from transformer_jax.training.losses import fused_cross_entropy
+from transformer_jax.training.metrics import Mean, Metrics
+from transformer_jax.types import Array, Params, PRNGKey
+
+Objective = Callable[[Params, Batch, PRNGKey | None], tuple[Array, Metrics]]
+"""(params, batch, dropout rng or None) → (summed loss, metrics)."""
+
+
+def make_objective(
+    model: nn.Module, label_smoothing: float, *, deterministic: bool
+) -> Objective:
+    """Label-smoothed cross-entropy of the targets, in nats, summed over the tokens that
+    are not padding (section 5.4 of the paper).
+
+    Metrics: `loss`, `nll` (without smoothing) and `accuracy` (of the likeliest token
+    under teacher forcing), each weighted by the number of target tokens.
+    """
+
+    def objective(
+        params: Params, batch: Batch, rng: PRNGKey | None
+    ) -> tuple[Array, Metrics]:
+        hidden, table, bias = model.apply(
+            {"params": params},
+            batch,
+            deterministic=deterministic,
+            rngs=None if rng is None else {"dropout": rng},
+            method=_last_hidden,
+        )
+        weights = (batch.target_segment_ids > 0).astype(jnp.float32)
+        sums = fused_cross_entropy(
+            hidden, table, bias, batch.targets, weights, label_smoothing
+        )
+        tokens = weights.sum()
+        metrics = {
+            "loss": Mean(sums.loss, tokens),
+            "nll": Mean(sums.nll, tokens),
+            "accuracy": Mean(sums.correct, tokens),
+        }
+        return sums.loss, metrics
+
+    return objective
+
+
+def _last_hidden(
+    model: nn.Module, batch: Batch, *, deterministic: bool
+) -> tuple[Array, Array, Array | None]:
+    """Encode and decode a batch in one pass: hidden [B, T, D], table, bias."""
+    encoded = model.encode(
+        batch.inputs,
+        batch.input_segment_ids,
+        batch.input_positions,
+        deterministic=deterministic,
+    )
+    return model.decode_hidden(
+        batch.decoder_inputs,
+        encoded,
+        input_segment_ids=batch.input_segment_ids,
+        target_segment_ids=batch.target_segment_ids,
+        target_positions=batch.target_positions,
+        deterministic=deterministic,
+    )

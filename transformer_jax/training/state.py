@@ -1,0 +1,55 @@
+"""What a training carries from step to step, and saves."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from transformer_jax.types import Array, Params, PRNGKey
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters, optimizer state and counters; a pytree."""
+
+    step: Array
+    """Updates done, skipped ones included: int32."""
+    params: Params
+    opt_state: optax.OptState
+    ema_params: Params | None
+    """Exponential average of the parameters, or None."""
+    bad_steps: Array
+    """Updates skipped in a row, because loss or gradient was not finite: int32."""
+    skipped_steps: Array
+    """Updates skipped in all: int32."""
+
+
+def init_params(model: nn.Module, rng: PRNGKey) -> Params:
+    """Fresh parameters; shapes do not depend on a batch."""
+    ones = jnp.ones((1, 1), jnp.int32)
+    return model.init(
+        rng,
+        ones,
+        ones,
+        input_segment_ids=ones,
+        target_segment_ids=ones,
+        input_positions=0 * ones,
+        target_positions=0 * ones,
+        deterministic=True,
+    )["params"]
+
+
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, *, ema: bool = False
+) -> TrainState:
+    """The state before the first update of these parameters."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        params=params,
+        opt_state=optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        bad_steps=jnp.copy(zero),
+        skipped_steps=jnp.copy(zero),
+    )
