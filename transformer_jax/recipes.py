@@ -19,7 +19,7 @@ MAY_CHANGE = (
     r"data\.(dir|prepared_dir|num_workers)",
 )
 """Settings that may differ when a run is started again: none changes what an update
-computes. The horizon of a schedule is a setting of its own, so `steps` is among them."""
+computes. Schedules carry their own horizon, so `steps` is among them."""
 
 _CONFIG = TypeAdapter(Config)
 
@@ -64,8 +64,8 @@ def find_recipe(name: str) -> Path:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ValueError(
-            f"No recipe is named {name!r}.{hint} There are: {', '.join(names)}; or give "
-            "the path of a file."
+            f"No recipe is named {name!r}.{hint} There are: {', '.join(names)}; or "
+            "give the path of a file."
         )
     return recipe_folder() / f"{name}.py"
 
