@@ -1,0 +1,275 @@
+"""The `Batch` tuple, and the two ways to form one: length buckets and packed rows.
+
+A row is a list of examples: one in a bucketed batch, several in a packed one. The
+k-th example of a row has segment number k on both sides, so that masks made from
+segment ids let a target read its own source only.
+
+`Buckets` and `Packer` decide which examples share a batch. What they hold is told by
+the examples' positions in the stream alone, which is why a saved position is small.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from transformer_jax.config import Config
+from transformer_jax.data.examples import Example
+
+
+class Batch(NamedTuple):
+    """What a model is trained or scored on: int32, [B, S] or [B, T].
+
+    Places without a token hold pad_id, segment 0 and position 0. Segments count from
+    1 in each row; positions from 0 in each segment.
+    """
+
+    inputs: Any
+    input_segment_ids: Any
+    input_positions: Any
+    decoder_inputs: Any
+    targets: Any
+    target_segment_ids: Any
+    target_positions: Any
+
+
+class Placed(NamedTuple):
+    """An example, and its position in the endless stream of the epochs."""
+
+    position: int
+    example: Example
+
+
+Lookup = Callable[[int], Example]
+NEVER = np.iinfo(np.int64).min
+
+
+def lengths(example: Example) -> tuple[int, int]:
+    """(S, T) of an example, end tokens included."""
+    return len(example["inputs"]), len(example["targets"])
+
+
+class Ready(NamedTuple):
+    """Rows that form a batch of `num_rows` rows (if they are fewer, the rest is
+    padding), `length` positions long on both sides."""
+
+    rows: list[list[Placed]]
+    num_rows: int
+    length: int
+
+
+def stack_rows(
+    rows: Sequence[Sequence[Example]], shape: tuple[int, int, int], pad_id: int
+) -> Batch:
+    """Rows of examples → one batch of shape (B, S, T), padded with empty rows to B."""
+    B, S, T = shape
+    batch = Batch(
+        inputs=np.full((B, S), pad_id, np.int32),
+        input_segment_ids=np.zeros((B, S), np.int32),
+        input_positions=np.zeros((B, S), np.int32),
+        decoder_inputs=np.full((B, T), pad_id, np.int32),
+        targets=np.full((B, T), pad_id, np.int32),
+        target_segment_ids=np.zeros((B, T), np.int32),
+        target_positions=np.zeros((B, T), np.int32),
+    )
+    places = np.arange(max(S, T), dtype=np.int32)
+    for b, row in enumerate(rows):
+        s = t = 0
+        for segment, example in enumerate(row, start=1):
+            s_end = s + len(example["inputs"])
+            t_end = t + len(example["targets"])
+            batch.inputs[b, s:s_end] = example["inputs"]
+            batch.input_segment_ids[b, s:s_end] = segment
+            batch.input_positions[b, s:s_end] = places[: s_end - s]
+            batch.decoder_inputs[b, t:t_end] = example["decoder_inputs"]
+            batch.targets[b, t:t_end] = example["targets"]
+            batch.target_segment_ids[b, t:t_end] = segment
+            batch.target_positions[b, t:t_end] = places[: t_end - t]
+            s, t = s_end, t_end
+    return batch
+
+
+def num_rows(batch_tokens: int, length: int, rows_multiple: int) -> int:
+    """Rows of `length` positions that the token budget holds, in whole multiples.
+
+    >>> num_rows(4096, length=48, rows_multiple=8)
+    80
+    """
+    rows = batch_tokens // length // rows_multiple * rows_multiple
+    if rows == 0:
+        raise ValueError(
+            f"data.batch_tokens is {batch_tokens}, which holds "
+            f"{batch_tokens // length} rows of {length} positions, but rows must come "
+            f"in multiples of {rows_multiple} (devices that share the batch × "
+            f"train.accumulate): raise data.batch_tokens to at least "
+            f"{length * rows_multiple}, or lower the row length, the devices or "
+            "train.accumulate."
+        )
+    return rows
+
+
+def batch_shapes(config: Config, *, rows_multiple: int) -> list[tuple[int, int, int]]:
+    """Every (B, S, T) that training can meet, over all processes, shortest first."""
+    data = config.data
+    if data.batching == "pack":
+        padded = [data.pack_length]
+    else:
+        # Buckets past the first that holds max_length would stay empty.
+        padded = [
+            length
+            for shorter, length in zip(
+                (0, *data.bucket_lengths), data.bucket_lengths, strict=False
+            )
+            if shorter < data.max_length
+        ]
+    return [
+        (num_rows(data.batch_tokens, length, rows_multiple), length, length)
+        for length in padded
+    ]
+
+
+class Batcher(Protocol):
+    """Collects examples until some of them form a batch.
+
+    What it does next depends on what it holds and on nothing else, so that a
+    `restore` of what `pending` told goes on alike.
+    """
+
+    def add(self, placed: Placed) -> None:
+        """Take in the next example of the stream."""
+        ...
+
+    def pop(self, position: int) -> Ready | None:
+        """The next batch, if there is one now that `position` examples were read."""
+        ...
+
+    def pending(self) -> list[list[int]]:
+        """Positions of the examples held, in groups."""
+        ...
+
+    def restore(self, pending: list[list[int]], lookup: Lookup) -> None:
+        """Hold again what `pending` told; `lookup` gives the example at a position."""
+        ...
+
+
+class Buckets:
+    """One pair a row; rows of about the same length share a batch.
+
+    A pair goes to the shortest bucket that holds its longer side. A bucket is a batch
+    when it is full, or when its first pair has waited for `max_wait` positions (an
+    epoch): then pairs of shorter buckets fill its rows, oldest first, so that rare
+    lengths and small data sets are trained on as often as the rest.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int, int]], *, max_wait: int):
+        self._shapes = list(shapes)
+        self._max_wait = max_wait
+        self._buckets: list[list[Placed]] = [[] for _ in shapes]
+
+    def add(self, placed: Placed) -> None:
+        """Put the pair into its bucket."""
+        longer = max(lengths(placed.example))
+        for bucket, (_, length, _) in zip(self._buckets, self._shapes, strict=True):
+            if longer <= length:
+                bucket.append(placed)
+                return
+        raise ValueError(
+            f"A pair of {longer} pieces came, but the longest bucket holds "
+            f"{self._shapes[-1][1]}: raise data.bucket_lengths or lower "
+            "data.max_length."
+        )
+
+    def pop(self, position: int) -> Ready | None:
+        """The first bucket that is full or has waited too long."""
+        for place, (bucket, (B, length, _)) in enumerate(
+            zip(self._buckets, self._shapes, strict=True)
+        ):
+            waited = position - bucket[0].position if bucket else 0
+            if len(bucket) >= B or waited >= self._max_wait:
+                return Ready([[p] for p in self._take(place, B)], B, length)
+        return None
+
+    def _take(self, place: int, count: int) -> list[Placed]:
+        taken: list[Placed] = []
+        for bucket in reversed(self._buckets[: place + 1]):
+            room = count - len(taken)
+            taken += bucket[:room]
+            del bucket[:room]
+        return taken
+
+    def pending(self) -> list[list[int]]:
+        """Positions of the pairs that wait, by bucket."""
+        return [[placed.position for placed in bucket] for bucket in self._buckets]
+
+    def restore(self, pending: list[list[int]], lookup: Lookup) -> None:
+        """Hold again what `pending` told."""
+        self._buckets = [[Placed(p, lookup(p)) for p in group] for group in pending]
+
+
+class Packer:
+    """Several pairs a row, chosen from a window of pairs that wait.
+
+    A row starts with the pair that has waited longest, so that none waits for ever.
+    Then comes, again and again, the pair that fills the row most and leaves it most
+    even, of those that fit: largest S + T - 2 |room left in S - room left in T|.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], *, window: int = 256):
+        self._num_rows, self._length, _ = shape
+        self._window = window
+        self._waiting: list[Placed] = []
+        self._rows: list[list[Placed]] = []
+
+    def add(self, placed: Placed) -> None:
+        """Let the pair wait; form a row if the window is full."""
+        longer = max(lengths(placed.example))
+        if longer > self._length:
+            raise ValueError(
+                f"A pair of {longer} pieces came, but a packed row holds "
+                f"{self._length}: raise data.pack_length or lower data.max_length."
+            )
+        self._waiting.append(placed)
+        if len(self._waiting) >= self._window:
+            self._rows.append(self._form_row())
+
+    def _form_row(self) -> list[Placed]:
+        sizes = np.array([lengths(placed.example) for placed in self._waiting])
+        room = np.array([self._length, self._length])
+        chosen: list[int] = []
+        best = 0
+        while True:
+            chosen.append(best)
+            room = room - sizes[best]
+            sizes[best] = 2 * self._length  # fits nowhere: each is taken once
+            left = room - sizes  # [waiting, 2]
+            score = np.where(
+                left.min(axis=1) >= 0,
+                sizes.sum(axis=1) - 2 * abs(left[:, 0] - left[:, 1]),
+                NEVER,
+            )
+            best = int(score.argmax())
+            if score[best] == NEVER:
+                break
+        row = [self._waiting[place] for place in chosen]
+        for place in sorted(chosen, reverse=True):
+            del self._waiting[place]
+        return row
+
+    def pop(self, position: int) -> Ready | None:
+        """The rows, when there are enough."""
+        del position  # nobody waits long here
+        if len(self._rows) < self._num_rows:
+            return None
+        rows = self._rows[: self._num_rows]
+        del self._rows[: self._num_rows]
+        return Ready(rows, self._num_rows, self._length)
+
+    def pending(self) -> list[list[int]]:
+        """Positions of the pairs that wait, then of those in each row formed."""
+        groups = [self._waiting, *self._rows]
+        return [[placed.position for placed in group] for group in groups]
+
+    def restore(self, pending: list[list[int]], lookup: Lookup) -> None:
+        """Hold again what `pending` told."""
+        groups = [[Placed(p, lookup(p)) for p in group] for group in pending]
+        self._waiting, *self._rows = groups
