@@ -146,6 +146,14 @@ def test_curves_without_any_evaluation(tmp_path):
     assert [text.get_text() for text in figure.axes[2].texts] == ["not evaluated yet"]
 
 
+def test_curves_of_a_run_that_was_evaluated_before_it_logged(tmp_path):
+    log = [{"event": "evaluate", "step": 5, "loss": 3.0, "bleu": None}]
+    output = tmp_path / "curves.png"
+    figure: Any = plots.plot_curves(write_log(tmp_path / "log.jsonl", log), output)
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [0, 1]
+    assert output.exists()
+
+
 def test_one_wild_loss_does_not_flatten_the_curve(tmp_path):
     losses = [1e6, *[2.0] * 99]
     log = [train_entry(step, loss=loss) for step, loss in enumerate(losses)]

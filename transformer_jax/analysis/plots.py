@@ -106,7 +106,7 @@ def plot_curves(log_path: Path, output: Path) -> "Figure":
         loss.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
         loss.plot(steps, _smooth(values), color=BLUE, label="train, running mean")
     else:
-        loss.plot(steps, values, color=BLUE, label="train", marker=".")
+        loss.plot(steps, values, color=BLUE, marker=".", label="train")
     loss.plot(*_series(dev, "loss"), color=ORANGE, marker="o", ms=3, label="dev")
     _limit_spikes(loss, [values, _series(dev, "loss")[1]])
     rate.plot(*_series(train, "learning_rate"), color=GREEN)
@@ -159,7 +159,7 @@ def plot_schedules(
 
 
 def read_log(path: Path) -> tuple[list[dict], list[dict]]:
-    """The training and evaluation lines of a run's `log.jsonl`, by step."""
+    """The training and the evaluation entries of a run's `log.jsonl`, by step."""
     if not path.is_file():
         raise ValueError(f"No log {path}: give the log.jsonl of a run.")
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -177,7 +177,7 @@ def read_log(path: Path) -> tuple[list[dict], list[dict]]:
             ) from None
         if entry.get("event") in found:
             found[entry["event"]][entry["step"]] = entry
-    if not found["train"]:
+    if not any(found.values()):
         raise ValueError(f"{path} has no training steps yet: there is nothing to draw.")
     train, dev = ([by[step] for step in sorted(by)] for by in found.values())
     return train, dev
