@@ -7,12 +7,15 @@ TensorFlow.
 import contextlib
 import difflib
 import importlib
+import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from transformer_jax.config import DataConfig
 
@@ -59,8 +62,7 @@ class TfdsPairs:
     def __getitem__(self, index: int, /) -> Pair:
         record = self._records[index]
         return Pair(
-            record[self._source_language].decode("utf-8"),
-            record[self._target_language].decode("utf-8"),
+            _text(record[self._source_language]), _text(record[self._target_language])
         )
 
 
@@ -98,8 +100,7 @@ def list_splits(config: DataConfig, *, workdir: Path) -> dict[str, int]:
 def prepared_builder(config: DataConfig, *, workdir: Path) -> tfds.core.DatasetBuilder:
     """The TFDS builder of a data set, its records on disk."""
     own = config.name in OWN_BUILDERS
-    # TFDS speaks of progress and of custom configurations; ours take a second.
-    with _quiet() if own else contextlib.nullcontext():
+    with _without_chatter(own):
         builder = _builder(config, workdir)
         if builder.is_prepared():
             return builder
@@ -163,6 +164,11 @@ def _check_languages(builder: tfds.core.DatasetBuilder, config: DataConfig) -> N
             )
 
 
+def _text(value: bytes | str) -> str:
+    """Records hold bytes; TFDS's mock data holds str."""
+    return value if isinstance(value, str) else value.decode("utf-8")
+
+
 def _split_hint(config: DataConfig, split: str) -> str:
     if config.name == "parallel_text" and split.startswith("validation"):
         return (
@@ -184,10 +190,15 @@ def _not_prepared(config: DataConfig, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+def _without_chatter(own: bool) -> Iterator[None]:
+    """Keeps TFDS off stdout, and silent about our own sets, which take a second."""
+    verbosity, progress = logging.get_verbosity(), tqdm_utils._active
+    if own:
+        logging.set_verbosity(logging.ERROR)
+        tfds.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO() if own else sys.stderr):
+            yield
     finally:
         logging.set_verbosity(verbosity)
+        tfds.display_progress_bar(progress)

@@ -46,6 +46,12 @@ class ParallelText(tfds.core.GeneratorBasedBuilder):
                     f"--data.{flag}-source FILE --data.{flag}-target FILE."
                 )
         languages = (config.source_language, config.target_language)
+        if languages[0] == languages[1]:
+            raise ValueError(
+                "data.source_language and data.target_language are both "
+                f"{languages[0]!r}: records are kept by language, so name them apart, "
+                "for example en and en_simple."
+            )
         content = fingerprint(
             [path for sides in files.values() for side in sides for path in side]
         )
