@@ -11,6 +11,8 @@ FLOORS = {
     "": 0,  # the version
     "validation": 0,
     "types": 0,
+    "sealed": 0,
+    "trees": 1,
     "config": 1,
     "recipes": 2,
     "data": 3,
