@@ -29,9 +29,10 @@ $(STAMP): pyproject.toml
 		echo "Python 3.11 or newer is needed, and none of python3.12, python3.11," \
 			"python3 and python is one. Install it, or say where it is:" \
 			"make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Installing into $(VENV): once, a few minutes with the downloads"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 clean:  ## remove .venv, caches and built files; runs/ stays
