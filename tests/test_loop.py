@@ -1,0 +1,243 @@
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from transformer_jax.checkpoint import CheckpointStore, params_sha256
+from transformer_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from transformer_jax.recipes import config_to_json
+from transformer_jax.trainer.loop import train
+
+MODEL = ModelConfig(
+    num_encoder_layers=1, num_decoder_layers=1, d_model=16, d_ff=32, num_heads=2
+)
+
+
+@pytest.fixture(autouse=True)
+def compilation_cache(tmp_path_factory, monkeypatch):
+    """Compiled programs are shared by these tests, and with nothing else."""
+    folder = tmp_path_factory.getbasetemp() / "xla"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+
+
+def write_pairs(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Words to copy: 200 lines for training, 20 for evaluation."""
+    draw = random.Random(0)
+    paths = {}
+    for part, count in (("train", 200), ("dev", 20)):
+        lines = [
+            " ".join(draw.choices("abcdefgh", k=draw.randint(1, 6)))
+            for _ in range(count)
+        ]
+        for side in ("source", "target"):
+            path = folder / f"{part}.{side}"
+            path.write_text("\n".join(lines) + "\n")
+            paths[f"{part}_{side}"] = (path,)
+    return paths
+
+
+def toy(folder: Path, *, batching="pack", model=MODEL, **train_settings) -> Config:
+    """A run of seconds on files in `folder`."""
+    data = DataConfig(
+        **write_pairs(folder),
+        name="parallel_text",
+        batching=batching,
+        batch_tokens=64,
+        pack_length=16,
+        bucket_lengths=(4, 8, 16),
+        max_length=16,
+    )
+    settings = {"evaluate_every": 1000, "checkpoint_every": 1000, "log_every": 2}
+    return Config(
+        model=model,
+        data=data,
+        tokenizer=TokenizerConfig(vocab_size=20),
+        optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=5),
+        train=TrainConfig(**{**settings, "curves": False, **train_settings}),
+        evaluation=EvaluationConfig(max_sentences=4, num_samples=1),
+        parallel=ParallelConfig(data=1),
+    )
+
+
+def steps(config: Config, number: int) -> Config:
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, steps=number)
+    )
+
+
+def saved(workdir: Path) -> dict:
+    """Arrays of the latest checkpoint as they lie on disk, by path."""
+    import orbax.checkpoint as ocp
+
+    store = CheckpointStore(workdir)
+    folder = workdir / "checkpoints" / f"{store.latest_step():08d}"
+    with ocp.StandardCheckpointer() as checkpointer:
+        return {
+            name: jax.tree.map(np.asarray, checkpointer.restore(folder / name))
+            for name in ("params", "training")
+        }
+
+
+def events(workdir: Path, name: str) -> list[dict]:
+    lines = (workdir / "log.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["event"] == name]
+
+
+@pytest.mark.parametrize("batching", ["pack", "bucket"])
+def test_a_run_in_two_parts_is_bitwise_the_run_in_one(tmp_path, batching):
+    config = toy(tmp_path, batching=batching, ema_decay=0.9)
+    train(steps(config, 8), tmp_path / "whole")
+    train(steps(config, 3), tmp_path / "parts")
+    result = train(steps(config, 8), tmp_path / "parts")
+    assert result.step == 8
+    chex.assert_trees_all_equal(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
+
+
+def test_a_run_killed_by_sigterm_goes_on_bitwise(tmp_path):
+    config = toy(tmp_path, log_every=1)
+    recipe = tmp_path / "toy.py"
+    recipe.write_text(
+        "from transformer_jax.recipes import config_from_json\n"
+        f"def get_config(): return config_from_json({config_to_json(config)!r})\n"
+    )
+    workdir = tmp_path / "killed"
+    command = [sys.executable, "-m", "transformer_jax", "train"]
+    command += ["--config", str(recipe), "--workdir", str(workdir)]
+    process = subprocess.Popen(
+        command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    log = workdir / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and '"event": "train"' in log.read_text():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 143, output
+    assert "The same command goes on" in output
+    stopped = CheckpointStore(workdir).latest_step()
+    assert stopped is not None
+    assert f"at step {stopped:,}" in output
+    config = steps(config, stopped + 3)
+    train(config, workdir)
+    train(config, tmp_path / "whole")
+    chex.assert_trees_all_equal(saved(workdir), saved(tmp_path / "whole"))
+    assert events(workdir, "resume")[0]["step"] == stopped
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path, capsys):
+    config = steps(toy(tmp_path), 2)
+    first = train(config, tmp_path / "run")
+    start = time.monotonic()
+    again = train(config, tmp_path / "run")
+    assert time.monotonic() - start < 1
+    assert (again.step, again.reason) == (2, "finished")
+    assert again.progress.target_tokens == first.progress.target_tokens > 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_other_settings_in_the_folder_are_an_error_and_change_nothing(tmp_path):
+    config = steps(toy(tmp_path), 2)
+    workdir = tmp_path / "run"
+    train(config, workdir)
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    other = dataclasses.replace(
+        config, model=dataclasses.replace(MODEL, dropout=0.3), seed=4
+    )
+    with pytest.raises(ValueError, match=r"model\.dropout: 0\.1 there, 0\.3 now") as e:
+        train(steps(other, 9), workdir)
+    assert "seed: 0 there, 4 now" in str(e.value)
+    assert before == {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+
+
+def test_training_stops_when_patience_runs_out(tmp_path):
+    # With a rate of nearly nothing, the first evaluation stays the best.
+    config = toy(tmp_path, evaluate_every=2, patience=2, best_metric="accuracy")
+    config = dataclasses.replace(
+        config, optimizer=OptimizerConfig(learning_rate=1e-12, warmup_steps=1)
+    )
+    result = train(config, tmp_path / "run")
+    assert (result.step, result.reason) == (6, "out of patience")
+    store = CheckpointStore(tmp_path / "run")
+    assert store.best_step() == 2
+    assert store.latest_step() == 6
+    assert train(config, tmp_path / "run").reason == "out of patience"
+
+
+def test_evaluation_is_logged_and_kept_with_the_checkpoint(tmp_path, capsys):
+    config = steps(toy(tmp_path, evaluate_every=2), 3)
+    result = train(config, tmp_path / "run")
+    logged = events(tmp_path / "run", "evaluate")
+    assert [record["step"] for record in logged] == [2, 3]
+    assert {"loss", "nll", "perplexity", "accuracy", "bleu", "chrf"} <= set(logged[0])
+    assert np.isclose(np.exp(logged[0]["nll"]), logged[0]["perplexity"], rtol=1e-4)
+    assert result.metrics["loss"] == pytest.approx(
+        CheckpointStore(tmp_path / "run").metrics(3)["loss"]
+    )
+    train_events = events(tmp_path / "run", "train")
+    assert [record["step"] for record in train_events] == [2, 3]
+    assert train_events[0]["learning_rate"] == pytest.approx(0.01 * 2 / 5)
+    assert "translation" in capsys.readouterr().out
+
+
+def test_start_from_another_run_takes_weights_model_and_tokenizer(tmp_path):
+    config = steps(toy(tmp_path), 2)
+    train(config, tmp_path / "origin")
+    other = dataclasses.replace(config, model=ModelConfig(), seed=3)
+    train(steps(other, 0), tmp_path / "tuned", init_from=tmp_path / "origin")
+    origin, tuned = (CheckpointStore(tmp_path / name) for name in ("origin", "tuned"))
+    assert params_sha256(tuned.restore_params()) == params_sha256(
+        origin.restore_params()
+    )
+    assert tuned.tokenizer_files() == origin.tokenizer_files()
+    counts = saved(tmp_path / "tuned")["training"]
+    assert counts["step"] == 0
+    # The same command goes on, also when the other run is gone.
+    (tmp_path / "origin").rename(tmp_path / "elsewhere")
+    result = train(steps(other, 1), tmp_path / "tuned", init_from=tmp_path / "origin")
+    assert result.step == 1
+
+
+def test_a_run_that_is_not_finite_stops_and_says_so(tmp_path):
+    config = toy(tmp_path, max_bad_steps=3, log_every=1)
+    config = dataclasses.replace(
+        config, optimizer=OptimizerConfig(learning_rate=1e30, warmup_steps=1)
+    )
+    with pytest.raises(ValueError, match="not finite in 3 updates in a row"):
+        train(config, tmp_path / "run")
+    assert events(tmp_path / "run", "end")[0]["reason"] == "not finite"
+
+
+def test_eight_devices_train_as_one(tmp_path):
+    config = steps(toy(tmp_path), 3)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, batch_tokens=128),
+        model=dataclasses.replace(MODEL, dropout=0.0),
+    )
+    train(config, tmp_path / "one")
+    many = dataclasses.replace(config, parallel=ParallelConfig(data=4, fsdp=2))
+    train(many, tmp_path / "many")
+    chex.assert_trees_all_close(
+        saved(tmp_path / "many")["params"], saved(tmp_path / "one")["params"], atol=1e-4
+    )

@@ -1,0 +1,180 @@
+"""What moves a run: model, mesh and state, with steps compiled ahead of time."""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from transformer_jax import parallel
+from transformer_jax.config import Config
+from transformer_jax.data.batching import Batch
+from transformer_jax.data.pipeline import batch_shapes
+from transformer_jax.models.transformer import Transformer
+from transformer_jax.training.metrics import Metrics
+from transformer_jax.training.objectives import make_objective
+from transformer_jax.training.optimizer import make_optimizer
+from transformer_jax.training.schedules import make_schedule
+from transformer_jax.training.state import TrainState, init_params, init_state
+from transformer_jax.training.step import make_eval_step, make_train_step
+from transformer_jax.types import Params, PRNGKey
+
+Shape = tuple[int, int, int]
+CompiledSteps = Mapping[Shape, Callable[..., Any]]
+"""The train step of each batch shape (B, S, T)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """Model, optimizer and mesh of a run, and what can be told without parameters."""
+
+    config: Config
+    model: Transformer
+    mesh: jax.sharding.Mesh
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    state_like: TrainState
+    """Shapes, types and shardings of the state."""
+
+    @property
+    def rows_multiple(self) -> int:
+        """What the rows of every batch divide by."""
+        return self.config.train.accumulate * parallel.num_data_shards(self.mesh)
+
+    def shapes(self) -> list[Shape]:
+        """(B, S, T) of every batch that training can meet."""
+        return batch_shapes(self.config, rows_multiple=self.rows_multiple)
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of the update that led to `step`; the first update is step 1."""
+        return float(np.asarray(self.schedule(step - 1)))
+
+    def fresh_state(self, rng: PRNGKey) -> TrainState:
+        """New parameters, drawn in place on the devices that will hold them."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.state_like)
+
+        def init(rng: PRNGKey) -> TrainState:
+            return self._start(init_params(self.model, rng))
+
+        return jax.jit(init, out_shardings=shardings)(rng)
+
+    def state_from(self, params: Params) -> TrainState:
+        """The state before the first update of parameters from elsewhere."""
+        check_same_shapes(params, self.state_like.params)
+        shardings = jax.tree.map(lambda x: x.sharding, self.state_like)
+        start = jax.jit(self._start, out_shardings=shardings)
+        return start(jax.device_put(params, shardings.params))
+
+    def _start(self, params: Params) -> TrainState:
+        return init_state(params, self.optimizer, ema=self.config.train.ema_decay > 0)
+
+    def jit_train_step(self) -> Callable[..., Any]:
+        """The update, with shardings and donation, not compiled yet."""
+        train = self.config.train
+        step = make_train_step(
+            make_objective(self.model, train.label_smoothing, deterministic=False),
+            self.optimizer,
+            accumulate=train.accumulate,
+            ema_decay=train.ema_decay,
+        )
+        return parallel.jit_train_step(step, self.mesh, self.state_like)
+
+    @functools.cached_property
+    def eval_step(self) -> Callable[[Params, Batch], Metrics]:
+        """Metrics of a batch, with nothing random; compiled when first needed."""
+        smoothing = self.config.train.label_smoothing
+        objective = make_objective(self.model, smoothing, deterministic=True)
+        return parallel.jit_eval_step(
+            make_eval_step(objective), self.mesh, self.state_like
+        )
+
+    def compile_train_step(
+        self, rng: PRNGKey, note: Callable[[str], None]
+    ) -> CompiledSteps:
+        """One executable for each batch shape; `note` hears how it goes."""
+        jitted = self.jit_train_step()
+        sharding = parallel.batch_sharding(self.mesh)
+        compiled = {}
+        shapes = self.shapes()
+        for count, shape in enumerate(shapes, start=1):
+            start = time.monotonic()
+            lowered = jitted.lower(self.state_like, batch_like(shape, sharding), rng)
+            compiled[shape] = lowered.compile()
+            rows, source, target = shape
+            note(
+                f"compiled     batch shape {count} of {len(shapes)}: {rows} rows × "
+                f"{source} source, {target} target positions, "
+                f"{time.monotonic() - start:.1f} s"
+            )
+        return compiled
+
+
+def build_engine(config: Config) -> Engine:
+    """Model, mesh and optimizer of settings whose vocabulary sizes are known."""
+    mesh = parallel.make_mesh(config.parallel)
+    parallel.check_divisible(config, mesh)
+    model = Transformer(config.model)
+    optimizer = make_optimizer(config.optimizer, config.model.d_model)
+    ema = config.train.ema_decay > 0
+
+    def init(rng: PRNGKey) -> TrainState:
+        return init_state(init_params(model, rng), optimizer, ema=ema)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    state_like = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        parallel.state_shardings(shapes, mesh),
+    )
+    schedule = make_schedule(config.optimizer, config.model.d_model)
+    return Engine(config, model, mesh, optimizer, schedule, state_like)
+
+
+def batch_like(shape: Shape, sharding: jax.sharding.Sharding) -> Batch:
+    """The shapes of a training batch of B rows, S and T positions."""
+    rows, source, target = shape
+    sides = {
+        name: source if name.startswith("input") else target for name in Batch._fields
+    }
+    return Batch(
+        **{
+            name: jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding)
+            for name, length in sides.items()
+        }
+    )
+
+
+def check_same_shapes(params: Params, wanted: Params) -> None:
+    """Raises unless `params` are those of a model of the wanted shapes."""
+    there = {
+        jax.tree_util.keystr(path): tuple(x.shape)
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+    }
+    here = {
+        jax.tree_util.keystr(path): tuple(x.shape)
+        for path, x in jax.tree_util.tree_leaves_with_path(wanted)
+    }
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise ValueError(
+                f"The weights do not fit the model: {name} is {there.get(name)} in the "
+                f"checkpoint and {here.get(name)} in the model. Start from a run with "
+                "the same model settings."
+            )
+
+
+def use_compilation_cache() -> Path:
+    """Keeps compiled programs between starts, in JAX_COMPILATION_CACHE_DIR if set."""
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    folder = Path(chosen) if chosen else Path("~/.cache/transformer_jax/xla")
+    folder = folder.expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder

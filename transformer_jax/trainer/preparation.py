@@ -1,0 +1,182 @@
+"""From a config and a folder to what a run works with: data, tokenizer, sizes."""
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+
+from transformer_jax.checkpoint import CheckpointStore
+from transformer_jax.config import Config
+from transformer_jax.data.sources import Pair, PairSource, open_split
+from transformer_jax.data.tokenizer import (
+    Tokenizer,
+    load_tokenizer,
+    train_sentencepiece,
+)
+from transformer_jax.parallel import is_main_process
+from transformer_jax.recipes import (
+    changed_settings,
+    check_same_run,
+    config_from_json,
+)
+
+Say = Callable[[str], None]
+
+
+class Prepared(NamedTuple):
+    """A run's settings with every size known, its tokenizer and its data."""
+
+    config: Config
+    tokenizer: Tokenizer
+    train_pairs: PairSource
+    dev_pairs: list[Pair]
+
+
+def stored_config(store: CheckpointStore) -> Config | None:
+    """The settings of the run in this folder, if there is one."""
+    return config_from_json(store.config_json()) if store.has_run() else None
+
+
+def settle_config(
+    config: Config, store: CheckpointStore, init_from: CheckpointStore | None
+) -> Config:
+    """`config` as this run uses it, checked against the run that is there already.
+
+    A run that began with `init_from` keeps the model and the tokenizer it took then.
+    """
+    old = stored_config(store)
+    if old is None:
+        if init_from is None:
+            return config
+        origin = config_from_json(init_from.config_json())
+        return dataclasses.replace(
+            config, model=origin.model, tokenizer=origin.tokenizer
+        )
+    if init_from is not None:
+        config = dataclasses.replace(config, model=old.model, tokenizer=old.tokenizer)
+    sizes = (old.model.source_vocab_size, old.model.target_vocab_size)
+    config = with_vocabulary(config, *sizes)
+    check_same_run(old, config, store.workdir)
+    return config
+
+
+def with_vocabulary(config: Config, source_size: int, target_size: int) -> Config:
+    """Fills in the vocabulary sizes that the recipe leaves to the tokenizer.
+
+    >>> with_vocabulary(Config(), 70, 90).model.target_vocab_size
+    90
+    """
+    model = config.model
+    for side, rows, pieces in (
+        ("source", model.source_vocab_size, source_size),
+        ("target", model.target_vocab_size, target_size),
+    ):
+        if 0 < rows < pieces:
+            raise ValueError(
+                f"model.{side}_vocab_size is {rows}, but the tokenizer has {pieces} "
+                f"pieces: raise it, or leave it out to take the tokenizer's size."
+            )
+    model = dataclasses.replace(
+        model,
+        source_vocab_size=model.source_vocab_size or source_size,
+        target_vocab_size=model.target_vocab_size or target_size,
+    )
+    if model.source_is_target_table and (
+        model.source_vocab_size != model.target_vocab_size
+    ):
+        raise ValueError(
+            f"model.tied_embeddings is {model.tied_embeddings!r}, but the source has "
+            f"{model.source_vocab_size} pieces and the target "
+            f"{model.target_vocab_size}: one table needs one vocabulary."
+        )
+    return dataclasses.replace(config, model=model)
+
+
+def prepare(
+    config: Config,
+    store: CheckpointStore,
+    *,
+    init_from: CheckpointStore | None = None,
+    say: Say = print,
+) -> Prepared:
+    """Opens the data, trains or loads the tokenizer, and settles every size.
+
+    `config` comes from `settle_config`.
+    """
+    check_positions(config)
+    say(f"data         {config.data.name}: opening {config.data.train_split}")
+    train_pairs = open_split(
+        config.data, config.data.train_split, workdir=store.workdir
+    )
+    dev_pairs = []
+    if config.data.dev_split:
+        dev = open_split(config.data, config.data.dev_split, workdir=store.workdir)
+        dev_pairs = [dev[index] for index in range(len(dev))]
+    if store.has_run():
+        tokenizer = load_tokenizer(store.tokenizer_files())
+    elif init_from is not None:
+        tokenizer = load_tokenizer(init_from.tokenizer_files())
+    else:
+        tokenizer = new_tokenizer(config, train_pairs, say)
+    config = with_vocabulary(
+        config, tokenizer.source_vocab_size, tokenizer.target_vocab_size
+    )
+    return Prepared(config, tokenizer, train_pairs, dev_pairs)
+
+
+def check_positions(config: Config) -> None:
+    """A learned position table must be as long as the rows it is used on."""
+    data, model = config.data, config.model
+    longest = data.pack_length if data.batching == "pack" else max(data.bucket_lengths)
+    if model.positions == "learned" and longest > model.max_positions:
+        raise ValueError(
+            f"Rows have {longest} positions, but model.max_positions is "
+            f"{model.max_positions}: raise it, or shorten the rows (data.pack_length, "
+            "data.bucket_lengths)."
+        )
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[None]:
+    """The main process runs the block alone; the others follow, and find its files."""
+    if jax.process_count() == 1:
+        yield
+        return
+    if not is_main_process():
+        multihost_utils.sync_global_devices("the main process is done")
+    yield
+    if is_main_process():
+        multihost_utils.sync_global_devices("the main process is done")
+
+
+def new_tokenizer(config: Config, pairs: PairSource, say: Say) -> Tokenizer:
+    """SentencePiece, trained on the training split, or on a part drawn at random."""
+    settings = config.tokenizer
+    limit = settings.max_training_sentences
+    places = range(len(pairs))
+    if len(pairs) > limit:
+        places = sorted(random.Random(config.seed).sample(places, limit))
+    say(
+        f"{'tokenizer':<13}training {settings.algorithm} with "
+        f"{settings.vocab_size:,} pieces on {len(places):,} pairs"
+    )
+    return train_sentencepiece(
+        settings,
+        (pairs[place].source for place in places),
+        (pairs[place].target for place in places),
+        seed=config.seed,
+    )
+
+
+def replaced_model_settings(asked: Config, used: Config) -> Mapping[str, object]:
+    """Model and tokenizer settings that `--init-from` took from the other run."""
+    return {
+        change.name: change.new
+        for change in changed_settings(asked, used)
+        if change.name.startswith(("model.", "tokenizer."))
+        and not change.name.endswith("vocab_size")
+    }

@@ -1,0 +1,126 @@
+"""Everything between the command and the first update."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+from transformer_jax.checkpoint import CheckpointStore
+from transformer_jax.config import Config
+from transformer_jax.data.pipeline import TrainBatches, train_batches
+from transformer_jax.recipes import config_to_json
+from transformer_jax.trainer.engine import (
+    CompiledSteps,
+    Engine,
+    build_engine,
+    use_compilation_cache,
+)
+from transformer_jax.trainer.preparation import (
+    Prepared,
+    prepare,
+    replaced_model_settings,
+    settle_config,
+)
+from transformer_jax.trainer.progress import Progress
+from transformer_jax.trainer.reporting import Reporter
+from transformer_jax.trainer.saving import Restored, restore
+from transformer_jax.trainer.summary import summary
+
+
+class Started(NamedTuple):
+    """A run that is ready for its next update."""
+
+    prepared: Prepared
+    engine: Engine
+    steps: CompiledSteps
+    batches: TrainBatches
+    restored: Restored
+
+
+class Finished(NamedTuple):
+    """A run that has nothing left to do."""
+
+    step: int
+    reason: str
+    metrics: Mapping[str, float]
+    progress: Progress
+
+
+def start(
+    config: Config,
+    store: CheckpointStore,
+    origin: CheckpointStore | None,
+    reporter: Reporter,
+) -> Started | Finished:
+    """Opens or begins the run in the store's folder; `origin` is that of --init-from.
+
+    Nothing is written before the settings are known to fit what is there.
+    """
+    used = settle_config(config, store, origin)
+    done = _finished(used, store)
+    if done is not None:
+        return done
+    if origin is not None and not store.has_run():
+        _tell_replaced(config, used, reporter)
+    use_compilation_cache()
+    prepared = prepare(used, store, init_from=origin, say=reporter.say)
+    engine = build_engine(prepared.config)
+    reporter.say(summary(prepared, engine))
+    store.write_run(config_to_json(prepared.config), prepared.tokenizer.files())
+    batches = _batches(prepared, engine)
+    restored = _state(engine, store, origin, batches)
+    if (step := int(restored.state.step)) > 0:
+        reporter.say(f"{'resuming':<13}from step {step:,}")
+    steps = engine.compile_train_step(restored.rng, reporter.say)
+    return Started(prepared, engine, steps, batches, restored)
+
+
+def _finished(config: Config, store: CheckpointStore) -> Finished | None:
+    step = store.latest_step()
+    if step is None:
+        return None
+    position = store.position(step)
+    progress = Progress(**position["progress"]) if position else Progress()
+    if step >= config.train.steps:
+        reason = "finished"
+    elif progress.out_of_patience(config.train.patience):
+        reason = "out of patience"
+    else:
+        return None
+    return Finished(step, reason, store.metrics(step), progress)
+
+
+def _tell_replaced(asked: Config, used: Config, reporter: Reporter) -> None:
+    """Says which settings of the recipe give way to those of --init-from."""
+    replaced = replaced_model_settings(asked, used)
+    if replaced:
+        pairs = ", ".join(f"{name} {value}" for name, value in replaced.items())
+        reporter.say(f"{'init-from':<13}takes from the other run: {pairs}")
+
+
+def _batches(prepared: Prepared, engine: Engine) -> TrainBatches:
+    return train_batches(
+        prepared.train_pairs,
+        prepared.tokenizer,
+        prepared.config,
+        rows_multiple=engine.rows_multiple,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _state(
+    engine: Engine,
+    store: CheckpointStore,
+    origin: CheckpointStore | None,
+    batches: TrainBatches,
+) -> Restored:
+    """The state to go on from: of a checkpoint, of another run's weights, or new."""
+    if store.latest_step() is not None:
+        return restore(engine, store, batches)
+    params_rng, train_rng, _ = jax.random.split(jax.random.key(engine.config.seed), 3)
+    if origin is not None:
+        state = engine.state_from(origin.restore_params())
+    else:
+        state = engine.fresh_state(params_rng)
+    return Restored(state, train_rng, Progress())
