@@ -148,7 +148,8 @@ def server(tmp_path):
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
-            asked.append(self.path)
+            if self.command == "GET":
+                asked.append(self.path)
 
     folder = tmp_path / "net"
     folder.mkdir()
@@ -173,6 +174,12 @@ def test_without_a_folder_the_authors_files_are_downloaded_once(
         pairs = open_split(config, "train", workdir=tmp_path)
         assert pairs[4] == (f"{kind} train en 4", f"{kind} train de 4")
     assert len(asked) == len(set(asked)) == 8
+
+
+def test_without_a_network_the_error_comes_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(multi30k, "REPOSITORY", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9/.* --data\.dir"):
+        list_splits(settings(None), workdir=tmp_path)
 
 
 def test_a_failing_download_says_what_to_do(tmp_path, server, monkeypatch):

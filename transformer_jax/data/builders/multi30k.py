@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import requests
 import tensorflow_datasets as tfds
 
 from transformer_jax.config import DataConfig
@@ -85,6 +86,8 @@ class Multi30k(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
         config: Any = self.builder_config
+        if isinstance(address := config.files["train"][0], str):
+            _check_network(address)
         files = {
             split: tuple(
                 # Not extracted: our reader sees by itself what is compressed.
@@ -189,6 +192,18 @@ def _folder_of_files(
         f"{name}.gz (or {name}).{hint} Give the folder with Multi30k's files, or leave "
         "--data.dir out to download them."
     )
+
+
+def _check_network(address: str) -> None:
+    """Asks once: without a network, TFDS would try again for some minutes."""
+    try:
+        requests.head(address, timeout=20)
+    except requests.RequestException as error:
+        raise ValueError(
+            f"Multi30k could not be downloaded: {address} cannot be reached "
+            f"({type(error).__name__}). Is there a network? A folder with its files "
+            "can be given as --data.dir."
+        ) from None
 
 
 def _plain_or_compressed(path: Path) -> Path | None:
