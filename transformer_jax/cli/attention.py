@@ -14,11 +14,12 @@ FILES = ("encoder_self.png", "decoder_self.png", "cross.png")
 class Args:
     """Draw what attention looks at in a sentence.
 
-    Writes encoder_self.png (source words looking at source words), decoder_self.png
-    (translation at what is already written) and cross.png (translation at source) into
-    a folder: a grid with one row a layer and one column a head, both counted from 0.
-    Each row of a panel is a word that looks, dark where it looks. Words that the
-    tokenizer splits show as their pieces; a dot marks what goes on a word.
+    Writes three pictures into a folder: encoder_self.png, source words looking at
+    source words; decoder_self.png, translation looking at what is written already;
+    cross.png, translation looking at source. Each is a grid with one row a layer and
+    one column a head, counted from 0. In a panel, each row is a word that looks, dark
+    where it looks. Words that the tokenizer splits show as their pieces; a dot marks
+    what goes on a word.
     """
 
     checkpoint: Path
