@@ -1,0 +1,277 @@
+"""Devices and processes: the mesh, where every array lives on it, and compiled steps.
+
+A mesh has three axes: `data` shares out the batch; `fsdp` shares out the batch and the
+parameters too; `tensor` shares out heads, feed-forward widths and the vocabulary. One
+device is the mesh of 1 × 1 × 1.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from transformer_jax.config import Config, ParallelConfig
+from transformer_jax.trees import leaves_by_path
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+"""The axes that rows of a batch are shared out over."""
+
+PARAM_RULES: tuple[tuple[str, P], ...] = (
+    (r"(.*/)?(query|key|value)/kernel", P("fsdp", "tensor", None)),  # [D, N, H]
+    (r"(.*/)?(query|key|value)/bias", P("tensor", None)),  # [N, H]
+    (r"(.*/)?[a-z_]*attention/out/kernel", P("tensor", None, "fsdp")),  # [N, H, D]
+    (r"(.*/)?feed_forward/(up|gate)/kernel", P("fsdp", "tensor")),  # [D, F]
+    (r"(.*/)?feed_forward/(up|gate)/bias", P("tensor")),  # [F]
+    (r"(.*/)?feed_forward/down/kernel", P("tensor", "fsdp")),  # [F, D]
+    (r"(.*/)?(out|down)/bias", P()),  # [D]
+    (r"(.*/)?([a-z_]+_)?norm/(scale|bias)", P()),  # [D]
+    (r"(source|target|shared)_embedding/embedding", P("tensor", "fsdp")),  # [V, D]
+    (r"(source|target)_positions/embedding", P(None, "fsdp")),  # [positions, D]
+    (r"output/kernel", P("fsdp", "tensor")),  # [D, V]
+    (r"output/bias", P("tensor")),  # [V]
+)
+"""How each parameter is cut over the mesh, by its path; every one must match."""
+
+
+def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of the settings over all devices, or over those given.
+
+    >>> dict(make_mesh(ParallelConfig(), jax.devices()[:1]).shape)
+    {'data': 1, 'fsdp': 1, 'tensor': 1}
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    others = config.fsdp * config.tensor
+    data = len(devices) // others if config.data == -1 else config.data
+    if data * others != len(devices):
+        raise ValueError(
+            f"The mesh has parallel.data {config.data} × fsdp {config.fsdp} × tensor "
+            f"{config.tensor} devices, and {len(devices)} are here: their product must "
+            "be the number of devices. With data -1, the number must be a multiple of "
+            "fsdp × tensor."
+        )
+    if config.wrapper == "pmap" and (others > 1 or jax.process_count() > 1):
+        raise ValueError(
+            "parallel.wrapper is pmap, which has the data axis only and one process: "
+            "set parallel.fsdp and parallel.tensor to 1, or wrapper to jit."
+        )
+    shape = (data, config.fsdp, config.tensor)
+    mesh = jax.make_mesh(
+        shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+    for row in mesh.devices.reshape(-1, config.tensor):
+        if len({device.process_index for device in row}) > 1:
+            raise ValueError(
+                f"parallel.tensor is {config.tensor}, more than the devices of one "
+                "process: lower it and raise parallel.fsdp, which may span processes."
+            )
+    return mesh
+
+
+def num_data_shards(mesh: Mesh) -> int:
+    """Parts that a batch's rows are cut into."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def check_divisible(config: Config, mesh: Mesh) -> None:
+    """Raises unless the sizes of the model divide over the mesh."""
+    model = config.model
+    uses = (
+        ("num_heads", model.num_heads, "tensor"),
+        ("d_ff", model.d_ff, "tensor"),
+        ("source_vocab_size", model.source_vocab_size, "tensor"),
+        ("target_vocab_size", model.target_vocab_size, "tensor"),
+        ("d_model", model.d_model, "fsdp"),
+    )
+    for name, size, axis in uses:
+        parts = mesh.shape[axis]
+        if size % parts:
+            raise ValueError(
+                f"model.{name} is {size}, and parallel.{axis} is {parts}: the size "
+                f"must be a multiple of the devices that share it. Change one of them"
+                + (
+                    f" (rows past the tokenizer's pieces do no harm: "
+                    f"{-(-size // parts) * parts} would do)."
+                    if name.endswith("vocab_size")
+                    else "."
+                )
+            )
+
+
+# Where arrays live.
+
+
+def param_specs(params: Any) -> dict[str, P]:
+    """The cut of each parameter, by path.
+
+    >>> specs = param_specs({"output": {"kernel": np.zeros((4, 8))}})
+    >>> specs["output/kernel"] == P("fsdp", "tensor")
+    True
+    """
+    return {path: _spec(path) for path in leaves_by_path(params)}
+
+
+def _spec(path: str) -> P:
+    for pattern, spec in PARAM_RULES:
+        if re.fullmatch(pattern, path):
+            return spec
+    raise ValueError(
+        f"No rule says how the parameter {path} is cut over the mesh: add one to "
+        "PARAM_RULES in parallel.py."
+    )
+
+
+def param_shardings(params: Any, mesh: Mesh) -> Any:
+    """A sharding for each parameter; `params` may be their shapes."""
+    return _shardings(params, params, mesh)
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """A sharding for each array of a training state; `state` may be its shapes.
+
+    What has the shape of a parameter and a path that ends with the parameter's (moments
+    of an optimizer, averages) is cut as the parameter is. The rest (counters, factored
+    moments) is whole on every device.
+    """
+    return _shardings(state, state.params, mesh)
+
+
+def _shardings(tree: Any, params: Any, mesh: Mesh) -> Any:
+    specs = param_specs(params)
+    shapes = {path: x.shape for path, x in leaves_by_path(params).items()}
+
+    def sharding(path: str, x: Any) -> NamedSharding:
+        parts = path.split("/")
+        for start in range(len(parts)):
+            end = "/".join(parts[start:])
+            if shapes.get(end) == x.shape:
+                return NamedSharding(mesh, specs[end])
+        return replicated(mesh)
+
+    leaves = [sharding(path, x) for path, x in leaves_by_path(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(ROWS))
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Global arrays whose rows are those of every process, each giving its own share.
+
+    Processes must hold equally many rows.
+    """
+    sharding = batch_sharding(mesh)
+    shards, processes = num_data_shards(mesh), jax.process_count()
+
+    def put(x: np.ndarray) -> jax.Array:
+        rows = len(x) * processes
+        if rows % shards:
+            raise ValueError(
+                f"A batch has {rows} rows for the {shards} devices of the data and "
+                "fsdp axes: it must be a multiple. Change data.batch_tokens or the "
+                "mesh."
+            )
+        return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
+
+    return jax.tree.map(put, batch)
+
+
+# Compiled steps.
+
+
+def jit_train_step(step: Callable[..., Any], mesh: Mesh, state_like: Any) -> Any:
+    """(state, batch, rng) → (state, metrics), compiled; the state is donated: its
+    memory becomes the new state's."""
+    state, whole = state_shardings(state_like, mesh), replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(state, batch_sharding(mesh), whole),
+        out_shardings=(state, whole),
+        donate_argnums=0,
+    )
+
+
+def jit_eval_step(step: Callable[..., Any], mesh: Mesh, state_like: Any) -> Any:
+    """(params, batch) → metrics, compiled."""
+    params = state_shardings(state_like, mesh).params
+    return jax.jit(
+        step,
+        in_shardings=(params, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def pmap_train_step(
+    make_step: Callable[[Callable[[Any], Any]], Callable[..., Any]], mesh: Mesh
+) -> Callable[..., Any]:
+    """(state, batch, rng) → (state, metrics) by `jax.pmap` over the data axis, in place
+    of `jit_train_step`: it takes and gives the same arrays.
+
+    `make_step(reduce)` builds the step; `reduce` adds a tree over devices. A device
+    draws its own dropout, so the two agree only without.
+    """
+    if mesh.shape["data"] != mesh.size:
+        raise ValueError(f"pmap has the data axis only, and the mesh is {mesh.shape}.")
+    step = make_step(lambda tree: jax.lax.psum(tree, "data"))
+
+    def on_device(state: Any, batch: Any, rng: jax.Array) -> Any:
+        return step(state, batch, jax.random.fold_in(rng, jax.lax.axis_index("data")))
+
+    mapped = jax.pmap(
+        on_device,
+        axis_name="data",
+        in_axes=(None, 0, None),
+        out_axes=(None, None),
+        devices=list(mesh.devices.flat),
+        donate_argnums=0,
+    )
+
+    def train_step(state: Any, batch: Any, rng: jax.Array) -> Any:
+        by_device = jax.tree.map(
+            lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch
+        )
+        return mapped(state, by_device, rng)
+
+    return train_step
+
+
+# Processes.
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints."""
+    return jax.process_index() == 0
+
+
+def join_processes(environment: Mapping[str, str] = os.environ) -> None:
+    """Joins the processes of a run on several hosts, where the environment names them.
+
+    JAX_COORDINATOR_ADDRESS is host:port of process 0, JAX_NUM_PROCESSES their number,
+    JAX_PROCESS_ID this one's. Comes before the first use of a device.
+    """
+    address = environment.get("JAX_COORDINATOR_ADDRESS")
+    if not address:
+        return
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    values = [environment.get(name, "") for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not value.isdigit():
+            raise ValueError(
+                f"{name} is {value!r}, with JAX_COORDINATOR_ADDRESS {address!r}: it "
+                "must be a number. Set all three, or none."
+            )
+    count, index = map(int, values)
+    jax.distributed.initialize(address, num_processes=count, process_id=index)
