@@ -2,7 +2,9 @@
 
 import importlib
 import logging
+import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,6 +106,41 @@ def test_records_that_another_process_finished_first_are_used(tmp_path, monkeypa
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", overtaken)
     assert open_split(config, "train", workdir=tmp_path)[0] == ("a", "b")
+
+
+def make_ted_records(folder: Path) -> Path:
+    """What TFDS leaves of ted_hrlr_translate/pt_to_en, with one pair in it."""
+    files = {}
+    for name, text in (("train_source", "sim\n"), ("train_target", "yes\n")):
+        (folder / name).write_text(text)
+        files[name] = (folder / name,)
+    config = DataConfig(
+        name="parallel_text", source_language="pt", target_language="en", **files
+    )
+    list_splits(config, workdir=folder)
+    made = folder / "prepared/ted_hrlr_translate/pt_to_en/1.0.0"
+    shutil.copytree(next((folder / "data/parallel_text").glob("*/1.0.0")), made)
+    for path in made.glob("parallel_text*"):
+        path.rename(made / path.name.replace("parallel_text", "ted_hrlr_translate"))
+    return made
+
+
+def test_records_prepared_by_tfds_are_read_and_other_formats_explained(tmp_path):
+    made = make_ted_records(tmp_path)
+    config = DataConfig(
+        name="ted_hrlr_translate/pt_to_en",
+        source_language="pt",
+        target_language="en",
+        prepared_dir=tmp_path / "prepared",
+    )
+    assert list_splits(config, workdir=tmp_path) == {"train": 1}
+    assert open_split(config, "train", workdir=tmp_path)[0] == ("sim", "yes")
+    about = made / "dataset_info.json"
+    about.write_text(about.read_text().replace("array_record", "tfrecord"))
+    for path in made.glob("*.array_record*"):
+        path.rename(made / path.name.replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match=r"tfrecord.*--data\.prepared-dir; it"):
+        open_split(config, "train", workdir=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["phrasebook", "copy_task"])

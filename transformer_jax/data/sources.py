@@ -78,8 +78,9 @@ def open_split(config: DataConfig, split: str, *, workdir: Path) -> PairSource:
         records = builder.as_data_source(split=split)
     except NotImplementedError:
         raise ValueError(
-            f"{builder.data_dir} holds {config.name} in a format without random "
-            "access. Give another --data.prepared-dir; it is prepared there anew."
+            f"{builder.data_dir} holds {config.name} as "
+            f"{builder.info.file_format.value}, which has no random access. Give "
+            "another folder as --data.prepared-dir; it is prepared there anew."
         ) from None
     except ValueError as error:
         raise ValueError(
@@ -134,9 +135,7 @@ def _tfds_builder(config: DataConfig) -> Any:
     # TFDS registers its translation sets only when their modules are imported.
     importlib.import_module("tensorflow_datasets.translate")
     try:
-        return tfds.builder(
-            config.name, data_dir=config.prepared_dir, file_format="array_record"
-        )
+        return tfds.builder(config.name, data_dir=config.prepared_dir)
     except tfds.core.DatasetNotFoundError:
         names = [*OWN_BUILDERS, *tfds.list_builders(with_community_datasets=False)]
         close = difflib.get_close_matches(config.name.split("/")[0], names, n=1)
