@@ -122,6 +122,8 @@ def make_ted_records(folder: Path) -> Path:
     shutil.copytree(next((folder / "data/parallel_text").glob("*/1.0.0")), made)
     for path in made.glob("parallel_text*"):
         path.rename(made / path.name.replace("parallel_text", "ted_hrlr_translate"))
+    about = made / "dataset_info.json"
+    about.write_text(about.read_text().replace("parallel_text", "ted_hrlr_translate"))
     return made
 
 
