@@ -155,10 +155,11 @@ class Batcher(Protocol):
 class Buckets:
     """One pair a row; rows of about the same length share a batch.
 
-    A pair goes to the shortest bucket that holds its longer side. A bucket is a batch
-    when it is full, or when its first pair has waited for `max_wait` positions (an
-    epoch): then pairs of shorter buckets fill its rows, oldest first, so that rare
-    lengths and small data sets are trained on as often as the rest.
+    A pair goes to the shortest bucket that holds its longer side. Full buckets become
+    batches. Rare lengths, and small data sets, never fill theirs: so pairs that have
+    waited for half of `max_wait` (an epoch) may go along in any longer batch, and a
+    bucket whose first pair has waited for all of it is a batch, with shorter pairs in
+    the rows that are left.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int, int]], *, max_wait: int):
@@ -181,20 +182,29 @@ class Buckets:
 
     def pop(self, position: int) -> Ready | None:
         """The first bucket that is full or has waited too long."""
-        for place, (bucket, (B, length, _)) in enumerate(
-            zip(self._buckets, self._shapes, strict=True)
-        ):
-            waited = position - bucket[0].position if bucket else 0
-            if len(bucket) >= B or waited >= self._max_wait:
-                return Ready([[p] for p in self._take(place, B)], B, length)
+        for place, (B, length, _) in enumerate(self._shapes):
+            bucket = self._buckets[place]
+            if len(bucket) >= B or (
+                bucket and position - bucket[0].position >= self._max_wait
+            ):
+                late = position - self._max_wait // 2
+                return Ready([[p] for p in self._take(place, B, late)], B, length)
         return None
 
-    def _take(self, place: int, count: int) -> list[Placed]:
+    def _take(self, place: int, count: int, late: int) -> list[Placed]:
+        """Late pairs of shorter buckets, this bucket's own, others of shorter ones."""
         taken: list[Placed] = []
-        for bucket in reversed(self._buckets[: place + 1]):
-            room = count - len(taken)
-            taken += bucket[:room]
-            del bucket[:room]
+        shorter = self._buckets[:place]
+        for bucket, only_late in (
+            *((bucket, True) for bucket in shorter),
+            (self._buckets[place], False),
+            *((bucket, False) for bucket in reversed(shorter)),
+        ):
+            chosen = bucket[: count - len(taken)]
+            if only_late:
+                chosen = [placed for placed in chosen if placed.position <= late]
+            taken += chosen
+            del bucket[: len(chosen)]  # oldest first, so the late ones lead
         return taken
 
     def pending(self) -> list[list[int]]:
@@ -216,43 +226,42 @@ class Packer:
 
     def __init__(self, shape: tuple[int, int, int], *, window: int = 256):
         self._num_rows, self._length, _ = shape
-        self._window = window
         self._waiting: list[Placed] = []
+        self._sizes = np.zeros((2, window), np.int64)  # S and T of those that wait
         self._rows: list[list[Placed]] = []
 
     def add(self, placed: Placed) -> None:
         """Let the pair wait; form a row if the window is full."""
-        longer = max(lengths(placed.example))
-        if longer > self._length:
+        size = lengths(placed.example)
+        if max(size) > self._length:
             raise ValueError(
-                f"A pair of {longer} pieces came, but a packed row holds "
+                f"A pair of {max(size)} pieces came, but a packed row holds "
                 f"{self._length}: raise data.pack_length or lower data.max_length."
             )
+        self._sizes[:, len(self._waiting)] = size
         self._waiting.append(placed)
-        if len(self._waiting) >= self._window:
+        if len(self._waiting) == self._sizes.shape[1]:
             self._rows.append(self._form_row())
 
     def _form_row(self) -> list[Placed]:
-        sizes = np.array([lengths(placed.example) for placed in self._waiting])
-        room = np.array([self._length, self._length])
+        S, T = self._sizes.copy()
+        room_s = room_t = self._length
         chosen: list[int] = []
         best = 0
         while True:
             chosen.append(best)
-            room = room - sizes[best]
-            sizes[best] = 2 * self._length  # fits nowhere: each is taken once
-            left = room - sizes  # [waiting, 2]
-            score = np.where(
-                left.min(axis=1) >= 0,
-                sizes.sum(axis=1) - 2 * abs(left[:, 0] - left[:, 1]),
-                NEVER,
-            )
-            best = int(score.argmax())
-            if score[best] == NEVER:
+            room_s -= S[best]
+            room_t -= T[best]
+            S[best] = self._length + 1  # taken: fits no more
+            fits = (room_s >= S) & (room_t >= T)
+            if not fits.any():
                 break
+            unevenness = abs((room_s - S) - (room_t - T))
+            best = int(np.where(fits, S + T - 2 * unevenness, NEVER).argmax())
         row = [self._waiting[place] for place in chosen]
         for place in sorted(chosen, reverse=True):
             del self._waiting[place]
+        self._sizes[:, : len(self._waiting)] = np.delete(self._sizes, chosen, axis=1)
         return row
 
     def pop(self, position: int) -> Ready | None:
@@ -273,3 +282,5 @@ class Packer:
         """Hold again what `pending` told."""
         groups = [[Placed(p, lookup(p)) for p in group] for group in pending]
         self._waiting, *self._rows = groups
+        for place, placed in enumerate(self._waiting):
+            self._sizes[:, place] = lengths(placed.example)

@@ -1,13 +1,14 @@
 """From sentence pairs to batches: one Grain pipeline for training, one for evaluation.
 
-Training reads an endless stream: position p is pair p mod n of epoch p div n, in that
-epoch's own order. Everything follows from (seed, position), so what has been read so
-far is a number, what waits to be batched is a list of numbers, and that is all a
-checkpoint holds. Every process forms the same global batches and takes its own rows.
+Training reads the endless stream of `stream.py`, in which a position tells everything:
+what has been read so far is a number, what waits to be batched is a list of numbers,
+and that is all a checkpoint holds. Every process forms the same global batches and
+takes its own rows of them.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grain
 import numpy as np
@@ -23,7 +24,8 @@ from transformer_jax.data.batching import (
     lengths,
     stack_rows,
 )
-from transformer_jax.data.examples import Example, FilterCounts, judge, make_example
+from transformer_jax.data.examples import FilterCounts, judge, make_example
+from transformer_jax.data.stream import ExampleStream, Reader
 
 if TYPE_CHECKING:
     from transformer_jax.data.sources import Pair, PairSource
@@ -31,65 +33,14 @@ if TYPE_CHECKING:
 
 __all__ = ["EvalBatch", "TrainBatches", "batch_shapes", "eval_batches", "train_batches"]
 
-MAX_REMEMBERED = 1_000_000
-"""Pairs whose ids are kept in memory, so that later epochs need not encode them."""
 READ_AHEAD = 4
 """Batches that a background thread keeps ready."""
-
-
-class _Encoder:
-    """(position in the stream, index of the pair) → example.
-
-    With subword sampling each position has a seed of its own. Without it a pair is
-    always the same example, and is remembered.
-    """
-
-    def __init__(self, pairs: "PairSource", tokenizer: "Tokenizer", config: Config):
-        self._pairs = pairs
-        self._tokenizer = tokenizer
-        self._model = config.model
-        self._seed = config.seed
-        self._sampling = config.tokenizer.sampling > 0
-        self._remembered: dict[int, Example] = {}
-
-    def __call__(self, position: int, index: int) -> Example:
-        if self._sampling:
-            seed = _mix(self._seed, position)
-            return self._encode(index, seed)
-        example = self._remembered.get(index)
-        if example is None:
-            example = self._encode(index, None)
-            if len(self._remembered) < MAX_REMEMBERED:
-                self._remembered[index] = example
-        return example
-
-    def _encode(self, index: int, seed: int | None) -> Example:
-        return make_example(self._pairs[index], self._tokenizer, self._model, seed=seed)
-
-
-def _mix(seed: int, position: int) -> int:
-    """A 31-bit number that looks random (the finaliser of SplitMix64)."""
-    mask = 2**64 - 1
-    z = (seed * 0xD1342543DE82EF95 + position * 0x9E3779B97F4A7C15 + 1) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return (z ^ (z >> 31)) >> 33
-
-
-def _example_stream(
-    pairs: "PairSource", tokenizer: "Tokenizer", config: Config
-) -> grain.MapDataset[Example]:
-    """The endless stream, by position."""
-    indices = grain.MapDataset.range(len(pairs)).seed(config.seed)
-    encoder = _Encoder(pairs, tokenizer, config)
-    return indices.shuffle().repeat().map_with_index(encoder)
 
 
 class _Settings(NamedTuple):
     """What the batches depend on, besides the stream."""
 
     config: Config
-    num_pairs: int
     pad_id: int
     rows_multiple: int
     process_index: int
@@ -99,8 +50,8 @@ class _Settings(NamedTuple):
 class _Batches(grain.IterDataset[Batch]):
     """Filter, batch, and take this process's rows. Its iterators save and restore."""
 
-    def __init__(self, stream: grain.MapDataset[Example], settings: _Settings):
-        super().__init__(stream)
+    def __init__(self, stream: ExampleStream, settings: _Settings):
+        super().__init__()
         self._stream = stream
         self._settings = settings
 
@@ -111,27 +62,35 @@ class _Batches(grain.IterDataset[Batch]):
 class _BatchIterator(grain.DatasetIterator[Batch]):
     """Reads the stream until the batcher has a batch."""
 
-    def __init__(self, stream: grain.MapDataset[Example], settings: _Settings):
+    def __init__(self, stream: ExampleStream, settings: _Settings):
         super().__init__()
         self._stream = stream
         self._settings = settings
+        self._identity = {
+            "batching": settings.config.data.batching,
+            "num_pairs": stream.num_pairs,
+            "seed": settings.config.seed,
+        }
         self._position = 0
         self._counts = FilterCounts()
-        self._batcher = _make_batcher(settings)
+        self._batcher = self._new_batcher()
+        self._reader: Reader | None = None
 
     def __next__(self) -> Batch:
         while (ready := self._batcher.pop(self._position)) is None:
             self._read()
         rows = [[placed.example for placed in row] for row in ready.rows]
-        _, _, pad_id, _, index, count = self._settings
+        _, pad_id, _, index, count = self._settings
         mine = ready.num_rows // count
         shape = (mine, ready.length, ready.length)
         return stack_rows(rows[index * mine : (index + 1) * mine], shape, pad_id)
 
     def _read(self) -> None:
-        config, num_pairs = self._settings[:2]
-        example = self._example_at(self._position)
-        verdict = judge(example, config.data)
+        data, num_pairs = self._settings.config.data, self._stream.num_pairs
+        if self._reader is None:
+            self._reader = Reader(self._stream, self._position, data.num_workers)
+        example = next(self._reader)
+        verdict = judge(example, data)
         if self._position < num_pairs:
             self._counts = self._counts.add(verdict)
         elif self._counts.kept == 0:
@@ -144,45 +103,43 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
             self._batcher.add(Placed(self._position, example))
         self._position += 1
 
-    def _example_at(self, position: int) -> Example:
-        return cast(Example, self._stream[position])  # nothing is filtered in Grain
+    def _new_batcher(self) -> Batcher:
+        config, _, rows_multiple, _, _ = self._settings
+        shapes = batch_shapes(config, rows_multiple=rows_multiple)
+        if config.data.batching == "pack":
+            return Packer(shapes[0])
+        return Buckets(shapes, max_wait=self._stream.num_pairs)
 
     def get_state(self) -> dict[str, Any]:
         return {
-            **_identity(self._settings),
+            **self._identity,
             "position": self._position,
             "counts": self._counts._asdict(),
             "pending": self._batcher.pending(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        for name, value in _identity(self._settings).items():
+        for name, value in self._identity.items():
             if state.get(name) != value:
                 raise ValueError(
                     f"The saved data position has {name} {state.get(name)!r}, but this "
                     f"run has {value!r}: it belongs to other data or settings. Use the "
                     "same data, or another workdir."
                 )
+        self._stop_reading()
         self._position = state["position"]
         self._counts = FilterCounts(**state["counts"])
-        self._batcher = _make_batcher(self._settings)
-        self._batcher.restore(state["pending"], self._example_at)
+        self._batcher = self._new_batcher()
+        self._batcher.restore(state["pending"], self._stream.__getitem__)
 
+    def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
-def _make_batcher(settings: _Settings) -> Batcher:
-    shapes = batch_shapes(settings.config, rows_multiple=settings.rows_multiple)
-    if settings.config.data.batching == "pack":
-        return Packer(shapes[0])
-    return Buckets(shapes, max_wait=settings.num_pairs)
-
-
-def _identity(settings: _Settings) -> dict[str, Any]:
-    """What must not change between saving a position and going on from it."""
-    return {
-        "batching": settings.config.data.batching,
-        "num_pairs": settings.num_pairs,
-        "seed": settings.config.seed,
-    }
+    def close(self) -> None:
+        self._stop_reading()
+        super().close()
 
 
 class TrainBatches:
@@ -197,6 +154,8 @@ class TrainBatches:
             batches, prefetch_buffer_size=READ_AHEAD
         )
         self._iterator = iter(ahead)
+        # Also at exit: Grain complains of iterators that outlive the interpreter.
+        self._close = weakref.finalize(self, self._iterator.close)
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -213,8 +172,8 @@ class TrainBatches:
         self._iterator.set_state(state)
 
     def close(self) -> None:
-        """Stop reading ahead."""
-        self._iterator.close()
+        """Stop reading ahead; can be called again."""
+        self._close()
 
     @property
     def epoch(self) -> int:
@@ -251,7 +210,6 @@ def train_batches(
         )
     settings = _Settings(
         config,
-        len(pairs),
         tokenizer.pad_id,
         rows_multiple,
         process_index,
@@ -259,7 +217,7 @@ def train_batches(
     )
     # Says at once, and not in the background, when rows do not fit.
     batch_shapes(config, rows_multiple=rows_multiple)
-    stream = _example_stream(pairs, tokenizer, config)
+    stream = ExampleStream(pairs, tokenizer, config)
     return TrainBatches(_Batches(stream, settings), len(pairs))
 
 

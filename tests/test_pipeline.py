@@ -1,0 +1,384 @@
+"""The training stream loses nothing, resumes exactly and splits by process."""
+
+import itertools
+import json
+import random
+import time
+from collections import Counter
+from contextlib import closing
+from typing import Any
+
+import chex
+import numpy as np
+import pytest
+
+from transformer_jax.config import Config, DataConfig, ModelConfig, TokenizerConfig
+from transformer_jax.data.examples import FilterCounts
+from transformer_jax.data.pipeline import (
+    batch_shapes,
+    eval_batches,
+    round_length,
+    train_batches,
+)
+
+
+class _Words:
+    """A word is a number, its id; a seed cuts some words in two."""
+
+    pad_id, bos_id, eos_id, unk_id = 0, 1, 2, 3
+    source_vocab_size = target_vocab_size = 10_000
+
+    def encode_source(self, text, *, seed=None):
+        ids = [int(word) for word in text.split()]
+        if seed is None:
+            return ids
+        draw = random.Random(seed)
+        pieces = ([i] if draw.random() < 0.7 else [4, i] for i in ids)
+        return list(itertools.chain.from_iterable(pieces))
+
+    encode_target = encode_source
+
+
+WORDS: Any = _Words()  # no whole Tokenizer, but all that is asked of it here
+
+
+def sentence(number, words):
+    """Begins with the pair's number, so that batches tell who is in them."""
+    return " ".join([str(number + 1000)] + ["5"] * (words - 1))
+
+
+def make_pairs(count, seed=0) -> Any:
+    draw = random.Random(seed)
+    sizes = [draw.randint(1, 11) for _ in range(count)]
+    return [
+        (sentence(n, size), sentence(n, max(1, size + draw.randint(-1, 1))))
+        for n, size in enumerate(sizes)
+    ]
+
+
+def make_config(batching, *, sampling=0.0, **data):
+    return Config(
+        tokenizer=TokenizerConfig(sampling=sampling),
+        data=DataConfig(
+            **{
+                "batching": batching,
+                "batch_tokens": 96,
+                "pack_length": 24,
+                "bucket_lengths": (4, 8, 16, 24),
+                "max_length": 24,
+                **data,
+            }
+        ),
+    )
+
+
+def open_batches(config, pairs, **options):
+    return closing(train_batches(pairs, WORDS, config, **options))
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def numbers(ids):
+    """The pairs that a batch's ids tell of."""
+    return Counter((ids[ids >= 1000] - 1000).tolist())
+
+
+each_batching = pytest.mark.parametrize("batching", ["pack", "bucket"])
+
+
+@each_batching
+def test_every_pair_comes_once_an_epoch(batching):
+    pairs = make_pairs(150)
+    config = make_config(batching)
+    with open_batches(config, pairs) as batches:
+        seen = Counter()
+        while batches.epoch < 3:
+            seen += numbers(next(batches).targets)
+        state = batches.get_state()
+    # What was read is what was returned, and what waits to be: none lost, none twice.
+    waiting = [p for group in state["pending"] for p in group]
+    assert sum(seen.values()) + len(waiting) == state["position"]
+    assert len(set(waiting)) == len(waiting)
+    rounds = state["position"] // len(pairs)
+    with open_batches(config, pairs) as batches:
+        batches.set_state(state)
+        while any(p in waiting for g in batches.get_state()["pending"] for p in g):
+            seen += numbers(next(batches).targets)
+        final = batches.get_state()
+    early = Counter(seen)
+    assert set(early) == set(range(len(pairs)))
+    later = final["position"] - rounds * len(pairs)
+    assert min(early.values()) >= rounds
+    assert max(early.values()) <= rounds + -(-later // len(pairs))
+
+
+@each_batching
+def test_sides_of_a_pair_stay_together(batching):
+    with open_batches(make_config(batching), make_pairs(80)) as batches:
+        for batch in take(batches, 12):
+            for b in range(len(batch.inputs)):
+                for segment in range(1, batch.target_segment_ids[b].max() + 1):
+                    ids = batch.inputs[b][batch.input_segment_ids[b] == segment]
+                    targets = batch.targets[b][batch.target_segment_ids[b] == segment]
+                    assert numbers(ids) == numbers(targets)
+                    assert sum(numbers(ids).values()) == 1
+
+
+@each_batching
+def test_decoder_inputs_are_targets_one_place_later_in_each_segment(batching):
+    with open_batches(make_config(batching), make_pairs(80)) as batches:
+        for batch in take(batches, 12):
+            first = batch.target_positions == 0
+            real = batch.target_segment_ids > 0
+            assert (batch.decoder_inputs[first & real] == WORDS.bos_id).all()
+            np.testing.assert_array_equal(
+                np.where(first, 0, batch.decoder_inputs)[:, 1:],
+                np.where(first[:, 1:], 0, batch.targets[:, :-1]),
+            )
+            last = np.append(first[:, 1:], np.ones((len(first), 1), bool), axis=1)
+            assert (batch.targets[last & real] == WORDS.eos_id).all()
+
+
+@each_batching
+def test_places_without_a_token_are_padding(batching):
+    with open_batches(make_config(batching), make_pairs(80)) as batches:
+        for batch in take(batches, 12):
+            for ids, segments, positions in (
+                (batch.inputs, batch.input_segment_ids, batch.input_positions),
+                (batch.targets, batch.target_segment_ids, batch.target_positions),
+            ):
+                np.testing.assert_array_equal(segments == 0, ids == WORDS.pad_id)
+                assert (positions[segments == 0] == 0).all()
+                assert (positions < segments.shape[1]).all()
+
+
+@each_batching
+def test_every_shape_was_announced_and_rows_are_whole_multiples(batching):
+    config = make_config(batching, batch_tokens=192)
+    shapes = batch_shapes(config, rows_multiple=4)
+    assert all(B % 4 == 0 for B, _, _ in shapes)
+    with open_batches(config, make_pairs(100), rows_multiple=4) as batches:
+        met = {
+            (*batch.inputs.shape, batch.targets.shape[1]) for batch in take(batches, 40)
+        }
+    assert met <= set(shapes)
+    assert batching == "pack" or len(met) > 1
+
+
+@each_batching
+@pytest.mark.parametrize("sampling", [0.0, 0.3])
+def test_resuming_at_any_batch_goes_on_alike(batching, sampling):
+    config = make_config(batching, sampling=sampling)
+    pairs = make_pairs(60)
+    with open_batches(config, pairs) as batches:
+        states = [batches.get_state()]
+        expected = []
+        for batch in itertools.islice(batches, 30):
+            expected.append(batch)
+            states.append(json.loads(json.dumps(batches.get_state())))
+    for stopped, state in enumerate(states[:25]):
+        with open_batches(config, pairs) as batches:
+            batches.set_state(state)
+            assert batches.get_state() == state
+            chex.assert_trees_all_equal(
+                take(batches, 5), expected[stopped : stopped + 5]
+            )
+            assert batches.get_state() == states[stopped + 5]
+
+
+def test_going_back_with_batches_read_ahead():
+    config = make_config("bucket")
+    with open_batches(config, make_pairs(60)) as batches:
+        take(batches, 3)
+        state = batches.get_state()
+        expected = take(batches, 4)
+        batches.set_state(state)
+        chex.assert_trees_all_equal(take(batches, 4), expected)
+
+
+@each_batching
+def test_reading_ahead_does_not_move_the_state(batching):
+    with open_batches(make_config(batching), make_pairs(60)) as batches:
+        next(batches)
+        state = json.dumps(batches.get_state())
+        time.sleep(0.1)
+        assert json.dumps(batches.get_state()) == state
+
+
+@each_batching
+def test_processes_share_out_the_rows_of_the_same_batches(batching):
+    config = make_config(batching)
+    pairs = make_pairs(60)
+    with (
+        open_batches(config, pairs, rows_multiple=4) as whole,
+        open_batches(
+            config, pairs, rows_multiple=4, process_index=0, process_count=2
+        ) as first,
+        open_batches(
+            config, pairs, rows_multiple=4, process_index=1, process_count=2
+        ) as second,
+    ):
+        for _ in range(12):
+            halves = next(first), next(second)
+            joined = [np.concatenate(arrays) for arrays in zip(*halves, strict=True)]
+            chex.assert_trees_all_equal(joined, list(next(whole)))
+        assert first.get_state() == whole.get_state() == second.get_state()
+
+
+@each_batching
+def test_more_processes_go_on_from_the_same_position(batching):
+    config = make_config(batching)
+    pairs = make_pairs(60)
+    with (
+        open_batches(config, pairs, rows_multiple=2) as whole,
+        open_batches(
+            config, pairs, rows_multiple=2, process_index=1, process_count=2
+        ) as second,
+    ):
+        take(whole, 7)
+        second.set_state(whole.get_state())
+        for _ in range(5):
+            lower = [array[len(array) // 2 :] for array in next(whole)]
+            chex.assert_trees_all_equal(list(next(second)), lower)
+
+
+@each_batching
+def test_smaller_batches_go_on_from_the_same_position_without_a_loss(batching):
+    # As when the mesh, and with it the multiple of rows, has changed.
+    config = make_config(batching)
+    pairs = make_pairs(60)
+    with (
+        open_batches(config, pairs, rows_multiple=4) as before,
+        open_batches(config, pairs, rows_multiple=3) as after,
+    ):
+        seen = Counter()
+        for batch in take(before, 9):
+            seen += numbers(batch.targets)
+        after.set_state(before.get_state())
+        for batch in take(after, 9):
+            seen += numbers(batch.targets)
+        state = after.get_state()
+    waiting = sum(len(group) for group in state["pending"])
+    assert sum(seen.values()) + waiting == state["position"]
+
+
+def test_epochs_and_seeds_differ_in_order():
+    pairs = make_pairs(40)
+
+    def order(seed):
+        config = make_config("bucket", bucket_lengths=(24,), batch_tokens=24)
+        with open_batches(Config(data=config.data, seed=seed), pairs) as batches:
+            return [next(iter(numbers(b.targets))) for b in take(batches, 80)]
+
+    one, two = order(1), order(2)
+    assert sorted(one[:40]) == sorted(one[40:]) == sorted(two[:40]) == list(range(40))
+    assert len({tuple(o) for o in (one[:40], one[40:], two[:40], two[40:])}) == 4
+    assert order(1) == one
+
+
+def test_sampling_cuts_a_pair_anew_in_each_epoch():
+    pairs: Any = [(sentence(0, 20), sentence(0, 20))]
+    config = make_config(
+        "bucket", sampling=0.3, bucket_lengths=(48,), max_length=48, batch_tokens=48
+    )
+    with open_batches(config, pairs) as batches:
+        rows = {tuple(batch.inputs[0].tolist()) for batch in take(batches, 10)}
+    assert len(rows) > 5
+
+
+def test_the_filter_is_counted_once():
+    pairs: Any = [
+        ("5 6", "7 8"),
+        ("", "7"),
+        ("5", ""),
+        ("5 " * 30, "7 " * 30),
+        ("5 " * 20, "7"),
+    ]
+    with open_batches(make_config("pack", max_length_ratio=3), pairs) as batches:
+        take(batches, 5)
+        assert batches.epoch > 1
+        assert batches.counts == FilterCounts(kept=1, too_long=1, too_uneven=1, empty=2)
+
+
+def test_a_data_set_smaller_than_a_batch_comes_whole_each_epoch():
+    pairs = make_pairs(5)
+    config = make_config("bucket", batch_tokens=240)
+    with open_batches(config, pairs) as batches:
+        seen = Counter()
+        for batch in take(batches, 10):
+            seen += numbers(batch.targets)
+    assert max(seen.values()) - min(seen.values()) <= 2
+
+
+@each_batching
+def test_nothing_left_to_train_on_is_an_error(batching):
+    with (
+        open_batches(make_config(batching), [("", "7"), ("5", "")]) as batches,
+        pytest.raises(ValueError, match=r"None of the 2 training pairs.*empty=2"),
+    ):
+        next(batches)
+    with pytest.raises(ValueError, match=r"holds no pairs.*train_split"):
+        train_batches([], WORDS, make_config(batching))
+
+
+def test_rows_that_processes_cannot_share_are_an_error():
+    with pytest.raises(ValueError, match=r"3.*2 processes"):
+        train_batches(
+            make_pairs(5),
+            WORDS,
+            make_config("pack"),
+            rows_multiple=3,
+            process_count=2,
+        )
+
+
+def test_a_position_of_other_data_is_an_error():
+    with open_batches(make_config("pack"), make_pairs(30)) as batches:
+        state = batches.get_state()
+    with (
+        open_batches(make_config("pack"), make_pairs(31)) as batches,
+        pytest.raises(ValueError, match=r"num_pairs 30.*31"),
+    ):
+        batches.set_state(state)
+
+
+@pytest.mark.parametrize("rows_multiple", [1, 4])
+def test_evaluation_drops_nothing_and_knows_the_lines(rows_multiple):
+    pairs = [*make_pairs(50), ("", "7"), ("5", ""), ("", "")]
+    pairs.append((sentence(77, 200), sentence(77, 3)))  # longer than the budget
+    found = {}
+    for batch, indices in eval_batches(
+        pairs, WORDS, ModelConfig(), batch_tokens=64, rows_multiple=rows_multiple
+    ):
+        assert len(batch.inputs) == len(indices)
+        assert len(indices) % rows_multiple == 0
+        for b, line in enumerate(indices.tolist()):
+            ids = batch.inputs[b][batch.input_segment_ids[b] == 1]
+            targets = batch.targets[b][batch.target_segment_ids[b] == 1]
+            if line < 0:
+                assert len(ids) == len(targets) == 0
+                continue
+            assert line not in found
+            found[line] = (ids.tolist(), targets.tolist())
+    expected = [
+        tuple([*WORDS.encode_source(side), WORDS.eos_id] for side in pair)
+        for pair in pairs
+    ]
+    assert [found[line] for line in range(len(pairs))] == expected
+
+
+def test_evaluation_meets_few_shapes_and_one_row_count_for_each():
+    pairs = make_pairs(300)
+    batches = list(eval_batches(pairs, WORDS, ModelConfig(), batch_tokens=256))
+    shapes = {batch.inputs.shape for batch, _ in batches}
+    assert shapes == {(256 // length, length) for length in (8, 16)}
+    assert {batch.targets.shape for batch, _ in batches} == shapes
+
+
+def test_lengths_are_rounded_up_by_at_most_a_quarter_past_32():
+    rounded = [round_length(n) for n in range(1, 2000)]
+    assert all(r >= n for n, r in enumerate(rounded, start=1))
+    assert all(r <= 1.25 * n + 1 for n, r in enumerate(rounded, start=1) if n > 32)
+    assert len(set(rounded)) < 32

@@ -1,0 +1,109 @@
+"""The pairs of all epochs as one endless stream of examples.
+
+Position p is the pair at place p mod n in the order of epoch p div n. Its example
+follows from (seed, p) alone, so any position can be read again at any time: that is
+how training resumes at the exact batch from a few numbers.
+"""
+
+import itertools
+import sys
+from typing import TYPE_CHECKING, Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from transformer_jax.config import Config
+from transformer_jax.data.examples import Example, make_example
+
+if TYPE_CHECKING:
+    from transformer_jax.data.sources import PairSource
+    from transformer_jax.data.tokenizer import Tokenizer
+
+MAX_REMEMBERED = 300_000
+"""Pairs whose ids are kept in memory, so that later epochs need not encode them."""
+CHUNK = 64
+"""Examples that a worker process hands over at a time."""
+
+
+class ExampleStream:
+    """The endless stream: position → example, at random access and without a memory.
+
+    With subword sampling each position has a seed of its own. Without it a pair is
+    always the same example, and is remembered.
+    """
+
+    def __init__(self, pairs: "PairSource", tokenizer: "Tokenizer", config: Config):
+        self.num_pairs = len(pairs)
+        self._pairs = pairs
+        self._tokenizer = tokenizer
+        self._config = config
+        self._orders: dict[int, np.ndarray] = {}
+        self._remembered: dict[int, Example] = {}
+
+    def __getitem__(self, position: int) -> Example:
+        epoch, place = divmod(position, self.num_pairs)
+        index = int(self._order(epoch)[place])
+        if self._config.tokenizer.sampling > 0:
+            return self._encode(index, seed=_mix(self._config.seed, position))
+        if index in self._remembered:
+            return self._remembered[index]
+        example = self._encode(index, seed=None)
+        if len(self._remembered) < MAX_REMEMBERED:
+            self._remembered[index] = example
+        return example
+
+    def _encode(self, index: int, *, seed: int | None) -> Example:
+        pair = self._pairs[index]
+        return make_example(pair, self._tokenizer, self._config.model, seed=seed)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        # Grain's own shuffle takes milliseconds a pair when pairs are few.
+        order = self._orders.get(epoch)
+        if order is None:
+            if len(self._orders) == 2:  # this epoch, and what waits from the last
+                del self._orders[min(self._orders)]
+            draw = np.random.default_rng((self._config.seed, epoch))
+            order = draw.permutation(np.arange(self.num_pairs, dtype=np.int32))
+            self._orders[epoch] = order
+        return order
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_orders": {}, "_remembered": {}}
+
+
+def _mix(seed: int, position: int) -> int:
+    """A 31-bit number that looks random (the finaliser of SplitMix64)."""
+    mask = 2**64 - 1
+    z = (seed * 0xD1342543DE82EF95 + position * 0x9E3779B97F4A7C15 + 1) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 33
+
+
+class Reader:
+    """Reads the stream from a position on, here or with worker processes."""
+
+    def __init__(self, stream: ExampleStream, position: int, num_workers: int):
+        self._chunks: grain.DatasetIterator | None = None
+        if num_workers == 0:
+            self._examples = map(stream.__getitem__, itertools.count(position))
+            return
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain asks for flags when it starts workers
+        positions = grain.MapDataset.range(position, sys.maxsize)
+        chunks = positions.map(stream.__getitem__).batch(CHUNK, batch_fn=list)
+        self._chunks = iter(
+            chunks.to_iter_dataset(
+                grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+            ).mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        )
+        self._examples = itertools.chain.from_iterable(self._chunks)
+
+    def __next__(self) -> Example:
+        return next(self._examples)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._chunks is not None:
+            self._chunks.close()
