@@ -42,7 +42,7 @@ def make_train_step(
         )
         tokens = jnp.maximum(metrics["loss"].weight, 1)
         grads = jax.tree.map(lambda g: (g / tokens).astype(g.dtype), grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         ok = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].sum)
 
         def update(_: None) -> tuple[Params, optax.OptState, Params | None]:
