@@ -1,0 +1,50 @@
+"""Options of the verbs that search for translations."""
+
+import dataclasses
+from typing import Literal
+
+from transformer_jax.config import SearchConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Each left out is as the run's recipe says."""
+
+    method: Literal["greedy", "beam"] | None = None
+    """greedy: the best token at each place; beam: the best few prefixes."""
+    beam_size: int | None = None
+    """Prefixes kept per sentence; means --method beam."""
+    length_penalty: Literal["gnmt", "average", "none"] | None = None
+    """What divides a log-probability to make the score. average: length^alpha. gnmt:
+    ((5 + length) / 6)^alpha. none: nothing."""
+    alpha: float | None = None
+    """Exponent of the length penalty."""
+    max_length_factor: float | None = None
+    """A translation has at most factor * source pieces + offset pieces."""
+    max_length_offset: int | None = None
+    """See --max-length-factor."""
+
+
+AS_TRAINED = SearchOptions()
+"""No option given."""
+
+
+def chosen_search(
+    default: SearchConfig, options: SearchOptions, *, n_best: int | None = None
+) -> SearchConfig:
+    """The run's way to search, with the options on top.
+
+    >>> chosen_search(SearchConfig(), SearchOptions(beam_size=2)).beam_size
+    2
+    """
+    changes = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(SearchOptions)
+    }
+    changes["n_best"] = n_best
+    if options.method is None and (options.beam_size or (n_best or 1) > 1):
+        changes["method"] = "beam"
+    if options.method == "greedy" and n_best is None:
+        changes["n_best"] = 1
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(default, **changes)

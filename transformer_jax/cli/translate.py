@@ -1,0 +1,130 @@
+"""transformer-jax translate: lines of text in, as many lines out."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tqdm
+import tyro
+
+from transformer_jax.cli.lines import (
+    Chunk,
+    check_readable,
+    count_lines,
+    file_chunks,
+    json_line,
+    one_line,
+    output_to,
+    stdin_chunks,
+)
+from transformer_jax.cli.searching import AS_TRAINED, SearchOptions, chosen_search
+
+if TYPE_CHECKING:
+    from transformer_jax.translation.translator import Hypothesis, Translation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args:
+    """Translate lines of text, one sentence a line.
+
+    As many lines come out as go in, in order: empty ones stay empty, and of those with
+    more than 1024 pieces (or as many as a model with learned positions knows) only the
+    beginning is translated, with a warning. Lines end at \\n or \\r\\n and nowhere
+    else; bytes that are not UTF-8 are replaced, with a warning. Lines that come through
+    a pipe or a terminal are answered as soon as it pauses.
+    """
+
+    checkpoint: Path
+    """The run to load: the workdir of a training."""
+    step: int | None = None
+    """Checkpoint to load. Default: the best one if one was chosen, else the latest."""
+    input: Path | None = None
+    """Text to translate. Default: stdin."""
+    output: Path | None = None
+    """File for the translations; it appears when all is done. Default: stdout."""
+    n_best: int = 1
+    """Translations for each line. With more than one, lines are "number ||| translation
+    ||| score", numbered from 0, unless --json is given."""
+    json: bool = False
+    """One object a line: translation, score (log-probability over length penalty),
+    log_probability (natural, end token included), tokens (pieces, end included); with
+    --n-best also hypotheses, a list of such objects."""
+    search: Annotated[SearchOptions, tyro.conf.arg(name="")] = AS_TRAINED
+    batch_tokens: int | None = None
+    """Source pieces translated together, padding and beams counted."""
+    progress: bool = True
+    """A progress bar on stderr, when --input is given."""
+
+
+def run(args: Args) -> int:
+    """Translates; warns on stderr."""
+    for name, value in (("n-best", args.n_best), ("batch-tokens", args.batch_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}: it must be at least 1.")
+    if args.input is not None:
+        check_readable(args.input)
+    from transformer_jax.translation.translator import BATCH_TOKENS, Translator
+
+    translator = Translator.load(args.checkpoint, step=args.step)
+    search = chosen_search(translator.search, args.search, n_best=args.n_best)
+    done, damaged = 0, []
+    with output_to(args.output) as out, _bar(args) as bar:
+        for chunk in _chunks(args):
+            translations = translator.translate(
+                chunk.lines,
+                search=search,
+                batch_tokens=args.batch_tokens or BATCH_TOKENS,
+                progress=bar.update,
+                first_line=done + 1,
+            )
+            for place, translation in enumerate(translations):
+                for line in output_lines(args, done + place, translation):
+                    print(line, file=out)
+            out.flush()
+            damaged += [done + place + 1 for place in chunk.damaged]
+            done += len(chunk.lines)
+    if damaged:
+        print(
+            f"warning: {len(damaged)} of {done} lines held bytes that are not UTF-8, "
+            f"which were replaced by U+FFFD. The first is line {damaged[0]}.",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def output_lines(args: Args, number: int, translation: "Translation") -> Iterator[str]:
+    """What is written for one line of input."""
+    if args.json:
+        value = to_json(translation)
+        if translation.truncated:
+            value["truncated"] = True
+        if args.n_best > 1:
+            value["hypotheses"] = [to_json(each) for each in translation.hypotheses]
+        yield json_line(value)
+    elif args.n_best > 1:
+        for each in translation.hypotheses:
+            yield f"{number} ||| {one_line(each.text)} ||| {each.score:.6f}"
+    else:
+        yield one_line(translation.text)
+
+
+def to_json(hypothesis: "Hypothesis") -> dict[str, Any]:
+    """What `--json` tells of a hypothesis."""
+    return {
+        "translation": hypothesis.text,
+        "score": hypothesis.score,
+        "log_probability": hypothesis.log_probability,
+        "tokens": list(hypothesis.tokens),
+    }
+
+
+def _chunks(args: Args) -> Iterator[Chunk]:
+    return stdin_chunks() if args.input is None else file_chunks(args.input)
+
+
+def _bar(args: Args) -> tqdm.tqdm:
+    shown = args.input is not None and args.progress
+    total = count_lines(args.input) if args.input is not None and shown else None
+    return tqdm.tqdm(total=total, unit=" lines", disable=not shown)
