@@ -1,0 +1,121 @@
+"""Toy configurations, models, batches and tokenizers, for our tests and for yours."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from transformer_jax.data.batching import Batch
+from transformer_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from transformer_jax.models import Transformer
+from transformer_jax.training.state import init_params
+from transformer_jax.types import Params
+
+TINY_VOCAB_SIZE = 24
+
+SENTENCES = (
+    ("ein Mann liest ein Buch", "a man reads a book"),
+    ("eine Frau liest eine Zeitung", "a woman reads a newspaper"),
+    ("der Mann trinkt ein Bier", "the man drinks a beer"),
+    ("die Frau trinkt einen Kaffee", "the woman drinks a coffee"),
+    ("das Kind spielt im Garten", "the child plays in the garden"),
+    ("die Kinder spielen im Park", "the children play in the park"),
+    ("der Hund schläft unter dem Tisch", "the dog sleeps under the table"),
+    ("zwei Hunde laufen über die Straße", "two dogs run across the street"),
+)
+"""German and English, eight small pairs."""
+
+
+def tiny_model_config(**overrides: Any) -> ModelConfig:
+    """Two layers on each side, 16 wide, two heads, no dropout."""
+    settings: dict[str, Any] = {
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "d_model": 16,
+        "d_ff": 32,
+        "num_heads": 2,
+        "dropout": 0.0,
+        "source_vocab_size": TINY_VOCAB_SIZE,
+        "target_vocab_size": TINY_VOCAB_SIZE,
+    }
+    return ModelConfig(**{**settings, **overrides})
+
+
+def tiny_config(**overrides: Any) -> Config:
+    """A whole run in small; `overrides` replace its parts (`model=…`, `train=…`)."""
+    parts: dict[str, Any] = {
+        "model": tiny_model_config(source_vocab_size=0, target_vocab_size=0),
+        "tokenizer": TokenizerConfig(vocab_size=100),
+        "data": DataConfig(
+            batch_tokens=256, pack_length=32, max_length=32, bucket_lengths=(8, 16, 32)
+        ),
+        "train": TrainConfig(
+            steps=4, checkpoint_every=2, evaluate_every=4, log_every=1, curves=False
+        ),
+    }
+    return Config(**{**parts, **overrides})
+
+
+def tiny_model(seed: int = 0, **overrides: Any) -> tuple[Transformer, Params]:
+    """A toy model with random numbers everywhere, biases and norms included.
+
+    `overrides` are fields of `ModelConfig`.
+    """
+    model = Transformer(tiny_model_config(**overrides))
+    init_rng, noise_rng = jax.random.split(jax.random.key(seed))
+    params = init_params(model, init_rng)
+    leaves, tree = jax.tree.flatten(params)
+    rngs = jax.random.split(noise_rng, len(leaves))
+    noisy = [
+        leaf + 0.1 * jax.random.normal(rng, leaf.shape, leaf.dtype)
+        for leaf, rng in zip(leaves, rngs, strict=True)
+    ]
+    return model, jax.tree.unflatten(tree, noisy)
+
+
+def tiny_batch(
+    seed: int = 0,
+    *,
+    source_lengths: tuple[int, ...] = (5, 3, 4),
+    target_lengths: tuple[int, ...] = (4, 6, 2),
+    source_width: int = 6,
+    target_width: int = 7,
+    vocab_size: int = TINY_VOCAB_SIZE,
+) -> Batch:
+    """Random sentences of the given lengths, one a row, padded to the given widths."""
+    draw = np.random.default_rng(seed)
+    rows = len(source_lengths)
+    inputs = draw.integers(4, vocab_size, (rows, source_width))
+    targets = draw.integers(4, vocab_size, (rows, target_width))
+    input_segments = _segments(source_lengths, source_width)
+    target_segments = _segments(target_lengths, target_width)
+    start = np.ones((rows, 1), np.int64)
+    shifted = np.concatenate([start, targets[:, :-1]], axis=1)
+    parts = {
+        "inputs": inputs * input_segments,
+        "input_segment_ids": input_segments,
+        "input_positions": np.arange(source_width) * input_segments,
+        "decoder_inputs": shifted * target_segments,
+        "targets": targets * target_segments,
+        "target_segment_ids": target_segments,
+        "target_positions": np.arange(target_width) * target_segments,
+    }
+    return Batch(**{name: part.astype(np.int32) for name, part in parts.items()})
+
+
+def tiny_tokenizer(**overrides: Any) -> SentencePieceTokenizer:
+    """SentencePiece on `SENTENCES`; `overrides` are fields of `TokenizerConfig`."""
+    config = TokenizerConfig(**{"vocab_size": 100, **overrides})
+    sources, targets = zip(*SENTENCES, strict=True)
+    return train_sentencepiece(config, sources, targets, seed=0)
+
+
+def _segments(lengths: tuple[int, ...], width: int) -> np.ndarray:
+    return (np.arange(width)[None, :] < np.array(lengths)[:, None]).astype(np.int64)
