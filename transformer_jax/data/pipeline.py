@@ -153,23 +153,33 @@ class TrainBatches:
         ahead = grain.experimental.ThreadPrefetchIterDataset(
             batches, prefetch_buffer_size=READ_AHEAD
         )
-        self._iterator = iter(ahead)
+        self._opened = [iter(ahead)]
+        self._state = self._iterator.get_state()
         # Also at exit: Grain complains of iterators that outlive the interpreter.
-        self._close = weakref.finalize(self, self._iterator.close)
+        self._close = weakref.finalize(self, _close, self._opened)
+
+    @property
+    def _iterator(self) -> grain.DatasetIterator[Batch]:
+        if not self._opened:
+            raise ValueError("These batches are closed: open them anew.")
+        return self._opened[0]
 
     def __iter__(self) -> "TrainBatches":
         return self
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        batch = next(self._iterator)
+        self._state = self._iterator.get_state()
+        return batch
 
     def get_state(self) -> dict[str, Any]:
         """What JSON can hold, and `set_state` goes on from."""
-        return self._iterator.get_state()
+        return self._state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on behind the batch that was returned last when `state` was got."""
         self._iterator.set_state(state)
+        self._state = self._iterator.get_state()
 
     def close(self) -> None:
         """Stop reading ahead; can be called again."""
@@ -178,13 +188,18 @@ class TrainBatches:
     @property
     def epoch(self) -> int:
         """Whole epochs read up to the batch returned last."""
-        return self.get_state()["position"] // self._num_pairs
+        return self._state["position"] // self._num_pairs
 
     @property
     def counts(self) -> FilterCounts:
         """What the filter did up to the batch returned last; only in the first epoch
         does it count, so that each pair counts once."""
-        return FilterCounts(**self.get_state()["counts"])
+        return FilterCounts(**self._state["counts"])
+
+
+def _close(opened: list[grain.DatasetIterator[Batch]]) -> None:
+    while opened:
+        opened.pop().close()
 
 
 def train_batches(

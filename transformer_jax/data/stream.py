@@ -6,6 +6,7 @@ how training resumes at the exact batch from a few numbers.
 """
 
 import itertools
+import pickle
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +93,14 @@ class Reader:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain asks for flags when it starts workers
         positions = grain.MapDataset.range(position, sys.maxsize)
-        chunks = positions.map(stream.__getitem__).batch(CHUNK, batch_fn=list)
+        chunks = positions.map(stream.__getitem__).batch(CHUNK, batch_fn=pickle.dumps)
         self._chunks = iter(
             chunks.to_iter_dataset(
                 grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
             ).mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
         )
-        self._examples = itertools.chain.from_iterable(self._chunks)
+        # As bytes: Grain gives each array a piece of shared memory, slow when small.
+        self._examples = itertools.chain.from_iterable(map(pickle.loads, self._chunks))
 
     def __next__(self) -> Example:
         return next(self._examples)
