@@ -31,6 +31,7 @@ from transformer_jax.data.phrasebook.lexicon import (
 from transformer_jax.data.phrasebook.syntax import (
     MODALS,
     Clause,
+    Modal,
     Name,
     NounPhrase,
     Phrase,
@@ -208,6 +209,18 @@ def _draw_tense(rng: Random, verb: Verb, limits: Limits) -> str:
     return rng.choices(allowed, [TENSE_WEIGHTS[tense] for tense in allowed])[0]
 
 
+def _draw_modal(rng: Random, verb: Verb, subject: Phrase) -> Modal:
+    """Any for people and animals; things do not want, and need no permission."""
+    if "can" in verb.flags:
+        return MODALS[0]
+    alive = not isinstance(subject, NounPhrase) or subject.noun.tags & {
+        "person",
+        "animal",
+    }
+    lifeless = [m for m in MODALS if m.german in ("können", "müssen", "sollen")]
+    return rng.choice(MODALS if alive else lifeless)
+
+
 def _add_objects(rng: Random, clause: Clause, verb: Verb) -> Clause:
     """Draw what the verb's frame asks for."""
     pronoun, subject = "pronoun" in verb.flags, clause.subject
@@ -302,9 +315,9 @@ def _add_time(rng: Random, clause: Clause, verb: Verb, adverbs: float) -> Clause
         return clause._replace(time=draw_time(rng, PAST_TIMES | WEEKDAYS))
     if clause.modal:
         return clause._replace(time=draw_time(rng, FUTURE_TIMES | WEEKDAYS))
-    if chance(rng, 0.4):
+    if clause.negative or chance(rng, 0.4):
         return clause._replace(time=draw_clock(rng))
-    if chance(rng, 0.5) and not clause.negative:
+    if chance(rng, 0.5):
         return clause._replace(frequency=rng.choice(list(FREQUENCIES.items())))
     return clause._replace(time=rng.choice(list(USUAL_TIMES.items())))
 
@@ -340,9 +353,6 @@ def draw_clause(
     limits = limits or Limits()
     verb = verb or rng.choice(VERBS)
     tense = _draw_tense(rng, verb, limits)
-    modal = None
-    if tense == "modal":
-        modal = MODALS[0] if "can" in verb.flags else rng.choice(MODALS)
     negative = chance(rng, limits.negation * (2 if tense == "perfect" else 1))
     negative = negative and tense != "progressive"
     # A doubtful reading ("jeder … nicht", "kein … nicht") is left out.
@@ -350,13 +360,9 @@ def draw_clause(
     subject = draw_subject(
         rng, sorted(verb.subjects), stems=DEFINITE if settled else SUBJECT
     )
-    clause = Clause(
-        subject,
-        verb,
-        tense="present" if modal else tense,
-        modal=modal,
-        negative=negative,
-    )
+    modal = _draw_modal(rng, verb, subject) if tense == "modal" else None
+    tense = "present" if modal else tense
+    clause = Clause(subject, verb, tense=tense, modal=modal, negative=negative)
     clause = _add_objects(rng, clause, verb)
     if chance(rng, 0.25 * limits.adverbs):
         clause = _add_company(rng, clause, verb)
