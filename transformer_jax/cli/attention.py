@@ -23,7 +23,7 @@ class Args:
     """
 
     checkpoint: Path
-    """The run to load: the folder of a training."""
+    """The run to load: the workdir of a training."""
     sentence: str
     """The source sentence."""
     output: Path
