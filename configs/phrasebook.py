@@ -23,7 +23,7 @@ def get_config() -> Config:
             num_encoder_layers=2,
             num_decoder_layers=2,
             d_model=128,
-            d_ff=512,
+            d_ff=256,
             num_heads=4,
             dropout=0.1,
             norm_position="pre",
@@ -31,12 +31,12 @@ def get_config() -> Config:
         tokenizer=TokenizerConfig(vocab_size=1000),
         data=DataConfig(
             name="phrasebook",
-            batch_tokens=4096,
+            batch_tokens=2048,
             pack_length=64,
             max_length=64,
         ),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=200, clip_norm=1.0),
-        train=TrainConfig(steps=800, checkpoint_every=200, evaluate_every=200),
+        train=TrainConfig(steps=900, checkpoint_every=300, evaluate_every=300),
         evaluation=EvaluationConfig(max_sentences=200),
         search=SearchConfig(method="beam", beam_size=4),
     )
