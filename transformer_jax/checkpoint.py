@@ -267,13 +267,18 @@ class CheckpointStore:
         }
         return items, checkpoint.facts["data_position"]
 
-    def restore_params(self, *, step: int | None = None) -> Params:
-        """Parameters as a nested dict of numpy arrays: their average (`ema_params`) if
-        one was kept. Default: the best checkpoint if one was chosen, else the latest.
+    def has_ema(self, step: int) -> bool:
+        """Whether a checkpoint has an exponential average of the parameters."""
+        return "ema_params" in self._checkpoint(step).facts["items"]
+
+    def restore_params(self, *, step: int | None = None, ema: bool = True) -> Params:
+        """Parameters as a nested dict of numpy arrays: with `ema` their exponential
+        average, if one was kept. Default: the best checkpoint if one was chosen, else
+        the latest.
         """
         checkpoint = self._checkpoint(self.chosen_step(step))
         items = checkpoint.facts["items"]
-        name = "ema_params" if "ema_params" in items else "params"
+        name = "ema_params" if ema and "ema_params" in items else "params"
         like = {
             path: np.broadcast_to(np.zeros((), jax.numpy.dtype(dtype)), shape)
             for path, (dtype, shape) in items[name].items()

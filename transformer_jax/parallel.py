@@ -114,13 +114,14 @@ def param_specs(params: Any) -> dict[str, P]:
     >>> specs["output/kernel"] == P("fsdp", "tensor")
     True
     """
-    return {path: _spec(path) for path in leaves_by_path(params)}
+    return {path: PARAM_RULES[_rule(path)][1] for path in leaves_by_path(params)}
 
 
-def _spec(path: str) -> P:
-    for pattern, spec in PARAM_RULES:
+def _rule(path: str) -> int:
+    """Which of the rules speaks of a parameter."""
+    for index, (pattern, _) in enumerate(PARAM_RULES):
         if re.fullmatch(pattern, path):
-            return spec
+            return index
     raise ValueError(
         f"No rule says how the parameter {path} is cut over the mesh: add one to "
         "PARAM_RULES in parallel.py."
