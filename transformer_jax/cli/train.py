@@ -48,7 +48,9 @@ def parse(argv: Sequence[str], *, prog: str = "transformer-jax train") -> Args:
 
 def run(args: Args) -> int:
     """Trains; 128 + the signal's number when a signal stopped it."""
+    from transformer_jax.parallel import join_processes
     from transformer_jax.trainer.loop import train
 
+    join_processes()
     workdir = args.workdir or Path("runs") / find_recipe(args.config).stem
     return train(args.settings, workdir, init_from=args.init_from).exit_code

@@ -23,7 +23,7 @@ from transformer_jax.training.objectives import make_objective
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.schedules import make_schedule
 from transformer_jax.training.state import TrainState, init_params, init_state
-from transformer_jax.training.step import make_eval_step, make_train_step
+from transformer_jax.training.step import TrainStep, make_eval_step, make_train_step
 from transformer_jax.types import Params, PRNGKey
 
 Shape = tuple[int, int, int]
@@ -75,16 +75,16 @@ class Engine:
     def _start(self, params: Params) -> TrainState:
         return init_state(params, self.optimizer, ema=self.config.train.ema_decay > 0)
 
-    def jit_train_step(self) -> Callable[..., Any]:
-        """The update, with shardings and donation, not compiled yet."""
+    def _make_step(self, reduce: Callable[[Any], Any]) -> TrainStep:
+        """The update; `reduce` adds a tree over devices."""
         train = self.config.train
-        step = make_train_step(
+        return make_train_step(
             make_objective(self.model, train.label_smoothing, deterministic=False),
             self.optimizer,
             accumulate=train.accumulate,
             ema_decay=train.ema_decay,
+            reduce=reduce,
         )
-        return parallel.jit_train_step(step, self.mesh, self.state_like)
 
     @functools.cached_property
     def eval_step(self) -> Callable[[Params, Batch], Metrics]:
@@ -98,8 +98,15 @@ class Engine:
     def compile_train_step(
         self, rng: PRNGKey, note: Callable[[str], None]
     ) -> CompiledSteps:
-        """One executable for each batch shape; `note` hears how it goes."""
-        jitted = self.jit_train_step()
+        """One executable for each batch shape; `note` hears how it goes.
+
+        pmap compiles a shape when it first meets it.
+        """
+        if self.config.parallel.wrapper == "pmap":
+            mapped = parallel.pmap_train_step(self._make_step, self.mesh)
+            return dict.fromkeys(self.shapes(), mapped)
+        step = self._make_step(lambda tree: tree)
+        jitted = parallel.jit_train_step(step, self.mesh, self.state_like)
         sharding = parallel.batch_sharding(self.mesh)
         compiled = {}
         shapes = self.shapes()

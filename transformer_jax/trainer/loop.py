@@ -103,7 +103,7 @@ class Run:
         self.store, self.reporter, self.signals = store, reporter, signals
         self.state, self.rng, self.progress = started.restored
         self.step = int(self.state.step)
-        self.saved_step = store.latest_step() or 0
+        self.saved_step = store.latest_step()
         self.metrics: dict[str, float] = {}
         pairs = started.prepared.dev_pairs
         self.dev = DevSet(self.engine, started.prepared.tokenizer, pairs)
@@ -236,12 +236,13 @@ class Run:
 
     def _give_up(self) -> None:
         rate = self.engine.learning_rate(self.step)
+        saved = "none" if self.saved_step is None else f"of step {self.saved_step}"
         message = (
             f"Loss or gradient was not finite in {self.window.bad_steps} updates in a "
             f"row, up to step {self.step} (learning rate {rate:.2g}); they were "
-            "skipped, and the run stops. The last checkpoint is that of step "
-            f"{self.saved_step}. Lower optimizer.learning_rate, raise "
-            "optimizer.warmup_steps or set optimizer.clip_norm."
+            "skipped, and the run stops. Last checkpoint: "
+            f"{saved}. Lower optimizer.learning_rate, raise optimizer.warmup_steps or "
+            "set optimizer.clip_norm."
         )
         self._tally()
         self._event("end", reason="not finite", message=message)
@@ -288,7 +289,7 @@ class Run:
         return (
             f"{reason}: {self.step:,} steps in {duration(progress.seconds)}, "
             f"{progress.tokens_per_second:,.0f} target tokens/s\n"
-            f"checkpoints  {workdir} (latest {self.saved_step:,}{best})\n"
+            f"checkpoints  {workdir} (latest {self.step:,}{best})\n"
             f"logs         {workdir / LOG_FILE}; tensorboard --logdir {workdir}"
             + (
                 f"\ncurves       {workdir / CURVES_FILE}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -154,15 +153,11 @@ def main_process_first() -> Iterator[None]:
 
 
 def new_tokenizer(config: Config, pairs: PairSource, say: Say) -> Tokenizer:
-    """SentencePiece, trained on the training split, or on a part drawn at random."""
-    settings = config.tokenizer
-    limit = settings.max_training_sentences
-    places = range(len(pairs))
-    if len(pairs) > limit:
-        places = sorted(random.Random(config.seed).sample(places, limit))
+    """SentencePiece, trained on the training split."""
+    settings, places = config.tokenizer, range(len(pairs))
     say(
         f"{'tokenizer':<13}training {settings.algorithm} with "
-        f"{settings.vocab_size:,} pieces on {len(places):,} pairs"
+        f"{settings.vocab_size:,} pieces"
     )
     return train_sentencepiece(
         settings,

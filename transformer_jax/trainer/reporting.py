@@ -100,7 +100,7 @@ class Reporter:
         self._log.flush()
         if name in ("train", "evaluate"):
             for key, value in values.items():
-                if isinstance(value, int | float) and math.isfinite(value):
+                if isinstance(value, float) and math.isfinite(value):
                     self._board.add_scalar(f"{name}/{key}", value, step)
 
     def updates(self, step: int, last_step: int, values: Mapping[str, float]) -> None:

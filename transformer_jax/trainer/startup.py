@@ -68,10 +68,14 @@ def start(
     reporter.say(summary(prepared, engine))
     store.write_run(config_to_json(prepared.config), prepared.tokenizer.files())
     batches = _batches(prepared, engine)
-    restored = _state(engine, store, origin, batches)
-    if (step := int(restored.state.step)) > 0:
-        reporter.say(f"{'resuming':<13}from step {step:,}")
-    steps = engine.compile_train_step(restored.rng, reporter.say)
+    try:
+        restored = _state(engine, store, origin, batches)
+        if (step := int(restored.state.step)) > 0:
+            reporter.say(f"{'resuming':<13}from step {step:,}")
+        steps = engine.compile_train_step(restored.rng, reporter.say)
+    except BaseException:
+        batches.close()
+        raise
     return Started(prepared, engine, steps, batches, restored)
 
 

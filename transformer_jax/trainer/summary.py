@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-
 from transformer_jax.checkpoint import count_params
 from transformer_jax.config import Config, DataConfig
 from transformer_jax.data.examples import fits, make_example
@@ -71,7 +69,7 @@ def positions_per_pair(lengths: Sequence[tuple[int, int]], data: DataConfig) -> 
 def summary(prepared: Prepared, engine: Engine) -> str:
     """Model, devices, data, batches and length of the run."""
     config, model = prepared.config, prepared.config.model
-    device = jax.devices()[0]
+    device = engine.mesh.devices.flat[0]
     guess = estimate(prepared.train_pairs, prepared.tokenizer, config)
     if guess is None:
         raise ValueError(
@@ -86,7 +84,7 @@ def summary(prepared: Prepared, engine: Engine) -> str:
         f"d_model {model.d_model}, d_ff {model.d_ff}, {model.num_heads} heads, "
         f"{model.norm_position}-norm, {model.dtype}; "
         f"{count_params(engine.state_like.params):,} parameters",
-        "devices": f"{jax.device_count()} × {device.device_kind} ({mesh})",
+        "devices": f"{engine.mesh.size} × {device.device_kind} ({mesh})",
         "vocabulary": f"{model.source_vocab_size:,} source, "
         f"{model.target_vocab_size:,} target"
         + (", joint" if config.tokenizer.joint else ""),
