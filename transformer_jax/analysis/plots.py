@@ -109,14 +109,18 @@ def plot_curves(log_path: Path, output: Path) -> "Figure":
         loss.plot(steps, values, color=BLUE, marker=".", label="train")
     loss.plot(*_series(dev, "loss"), color=ORANGE, marker="o", ms=3, label="dev")
     _limit_spikes(loss, [values, _series(dev, "loss")[1]])
-    rate.plot(*_series(train, "learning_rate"), color=GREEN)
+    steps, values = _series(train, "learning_rate")
+    rate.plot(steps, values, color=GREEN, marker="" if len(values) >= 40 else ".")
     for name, label, color in (("bleu", "BLEU", BLUE), ("chrf", "chrF", PURPLE)):
         steps, values = _series(dev, name)
         if len(values):
             quality.plot(steps, values, color=color, marker="o", ms=3, label=label)
-    _finish(loss, "Loss, nats a token (label-smoothed)")
+    _finish(loss, "Loss, nats a target token")
     _finish(rate, "Learning rate")
     _finish(quality, "Translation of the dev set")
+    last = max(entry["step"] for entry in (*train, *dev))
+    for axes in (loss, rate, quality):
+        axes.set_xlim(0, max(1, 1.03 * last))
     return _save(figure, output)
 
 
