@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import transformer_jax
 
@@ -81,6 +82,7 @@ def _dispatch(words: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    keep_compiled_programs()
     module = importlib.import_module(f"transformer_jax.cli.{verb}")
     prog = f"transformer-jax {verb}"
     if hasattr(module, "parse"):
@@ -88,6 +90,16 @@ def _dispatch(words: list[str]) -> int:
     import tyro
 
     return module.run(tyro.cli(module.Args, prog=prog, args=rest))
+
+
+def keep_compiled_programs() -> None:
+    """Lets jax find at the next start what it compiles at this one."""
+    if "jax" not in sys.modules:
+        os.environ.setdefault(
+            "JAX_COMPILATION_CACHE_DIR",
+            str(Path("~/.cache/transformer_jax/xla").expanduser()),
+        )
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def help_text() -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -20,8 +21,13 @@ SENTENCES_FILE = "sentences.txt"
 RESULTS_FILE = "results.json"
 OWN_SENTENCES = """\
 ich möchte ein Bier
+wann kommt der Zug an?
+der Apfel ist billiger als die Birnen
+warum kauft deine Schwester ohne mich ein?
+am Dienstag wollen wir dem Nachbarn einen Brief schicken
+sie weiß, dass der müde Hund nicht singen kann
 """
-NUM_SHOWN = 8
+NUM_SHOWN, LONGEST_SHOWN = 8, 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,8 @@ def run(args: Args) -> int:
     split = open_split(config.data, "test", workdir=args.workdir)
     pairs = [split[index] for index in range(len(split))]
     scores = _scores(args, result, translator, pairs)
-    shown = [pairs[i * len(pairs) // NUM_SHOWN] for i in range(NUM_SHOWN)]
+    shown = [pair for pair in pairs if max(map(len, pair)) <= LONGEST_SHOWN]
+    shown = shown[:: max(len(shown) // NUM_SHOWN, 1)][:NUM_SHOWN]
     print("\nSentences that training never saw\n")
     show(
         [pair.source for pair in shown],
@@ -74,12 +81,19 @@ def translate(translator: "Translator", lines: Sequence[str]) -> list[str]:
 def show(
     sources: Sequence[str], references: Sequence[str] | None, found: Sequence[str]
 ) -> None:
-    """Prints source, reference and translation in columns."""
-    columns = {"source": sources, "reference": references or [], "translation": found}
-    columns = {name: column for name, column in columns.items() if column}
-    widths = [max(map(len, [name, *column])) + 2 for name, column in columns.items()]
+    """Prints source, reference and translation side by side, or below each other
+    where the terminal is too narrow."""
+    columns = {"source": sources, "reference": references, "translation": found}
+    columns = {name: texts for name, texts in columns.items() if texts}
+    widths = [2 + max(map(len, [name, *texts])) for name, texts in columns.items()]
+    if 2 + sum(widths) > shutil.get_terminal_size(fallback=(132, 24)).columns:
+        for row in zip(*columns.values(), strict=True):
+            for name, text in zip(columns, row, strict=True):
+                print(f"  {name:<13}{text}")
+            print()
+        return
     for row in [tuple(columns), *zip(*columns.values(), strict=True)]:
-        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        cells = (f"{text:<{width}}" for text, width in zip(row, widths, strict=True))
         print("  " + "".join(cells).rstrip())
 
 
@@ -145,7 +159,8 @@ results      {run / RESULTS_FILE}
 Try next
   edit {run / SENTENCES_FILE} and run this again
   echo "ich möchte ein Bier" | {command} translate --checkpoint {run}
-  {command} attention --checkpoint {run} --help
+  {command} attention --checkpoint {run} \\
+      --sentence "ich möchte ein Bier" --output {run / "attention"}
   {command} train --config multi30k_en_de --workdir runs/multi30k_en_de
 """
 
