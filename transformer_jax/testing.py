@@ -1,8 +1,10 @@
 """Toy configurations, models, batches and tokenizers, for our tests and for yours."""
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.config import (
@@ -66,18 +68,20 @@ def tiny_config(**overrides: Any) -> Config:
 def tiny_model(seed: int = 0, **overrides: Any) -> tuple[Transformer, Params]:
     """A toy model with random numbers everywhere, biases and norms included.
 
-    `overrides` are fields of `ModelConfig`.
+    `overrides` are fields of `ModelConfig`. Only shapes are traced and the numbers are
+    numpy's, so that nothing is compiled.
     """
     model = Transformer(tiny_model_config(**overrides))
-    init_rng, noise_rng = jax.random.split(jax.random.key(seed))
-    params = init_params(model, init_rng)
-    leaves, tree = jax.tree.flatten(params)
-    rngs = jax.random.split(noise_rng, len(leaves))
-    noisy = [
-        leaf + 0.1 * jax.random.normal(rng, leaf.shape, leaf.dtype)
-        for leaf, rng in zip(leaves, rngs, strict=True)
-    ]
-    return model, jax.tree.unflatten(tree, noisy)
+    shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    draw = np.random.default_rng(seed)
+
+    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = path[-1].key
+        spread = 0.25 if name in ("kernel", "embedding") else 0.1
+        values = spread * draw.normal(size=leaf.shape) + (name == "scale")
+        return jnp.asarray(values, leaf.dtype)
+
+    return model, jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def tiny_batch(

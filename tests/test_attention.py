@@ -1,0 +1,112 @@
+"""Attention as a formula, its masks, and the cache."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.models.attention import (
+    KeyValue,
+    dot_product_attention,
+    write_cache,
+)
+from transformer_jax.models.dropout import drop
+from transformer_jax.models.masks import causal_mask, segment_mask
+
+
+def random_qkv(T=3, S=4, B=2, N=2, H=5):
+    draw = np.random.default_rng(0)
+    shapes = ((B, T, N, H), (B, S, N, H), (B, S, N, H))
+    return tuple(jnp.asarray(draw.normal(size=s), jnp.float32) for s in shapes)
+
+
+def test_attention_is_its_formula_written_with_loops():
+    q, k, v = random_qkv()
+    mask = np.ones((2, 1, 3, 4), bool)
+    mask[0, 0, :, 3] = False
+    out, weights = dot_product_attention(q, k, v, jnp.asarray(mask))
+    for b, t, n in np.ndindex(2, 3, 2):
+        seen = [s for s in range(4) if mask[b, 0, t, s]]
+        scores = [float(q[b, t, n] @ k[b, s, n]) / math.sqrt(5) for s in seen]
+        exp = np.exp(np.array(scores) - max(scores))
+        expected = exp / exp.sum()
+        chex.assert_trees_all_close(
+            weights[b, n, t, np.array(seen)], expected, atol=1e-6
+        )
+        mixed = sum(
+            w * np.array(v[b, s, n]) for w, s in zip(expected, seen, strict=True)
+        )
+        chex.assert_trees_all_close(out[b, t, n], mixed, atol=1e-6)
+
+
+def test_attention_equals_that_of_jax():
+    q, k, v = random_qkv()
+    mask = jnp.asarray(np.random.default_rng(1).random((2, 1, 3, 4)) < 0.7)
+    mask = mask.at[..., 0].set(True)
+    with jax.numpy_rank_promotion("allow"):
+        expected = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    chex.assert_trees_all_close(
+        dot_product_attention(q, k, v, mask)[0], expected, atol=1e-5
+    )
+
+
+def test_a_query_that_may_attend_to_nothing_gives_zeros_and_finite_gradients():
+    q, k, v = random_qkv()
+    mask = jnp.zeros((2, 1, 3, 4), bool).at[0].set(True)
+
+    def total(q, k, v):
+        return dot_product_attention(q, k, v, mask)[0].sum()
+
+    out, weights = dot_product_attention(q, k, v, mask)
+    chex.assert_trees_all_equal(out[1], jnp.zeros_like(out[1]))
+    chex.assert_trees_all_equal(weights[1], jnp.zeros_like(weights[1]))
+    chex.assert_tree_all_finite(jax.grad(total, argnums=(0, 1, 2))(q, k, v))
+
+
+def test_packed_rows_attend_inside_their_sentence_and_backwards_only():
+    segments = jnp.array([[1, 1, 2, 2, 2, 0]])
+    expected = np.array(
+        [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [0, 0, 1, 0, 0, 0],
+            [0, 0, 1, 1, 0, 0],
+            [0, 0, 1, 1, 1, 0],
+            [0, 0, 0, 0, 0, 0],
+        ],
+        dtype=bool,
+    )
+    mask = segment_mask(segments, segments) & causal_mask(6)
+    chex.assert_trees_all_equal(mask[0, 0], expected)
+
+
+def test_each_row_writes_the_cache_at_its_own_place():
+    empty = jnp.zeros((2, 4, 1, 1))
+    new = KeyValue(jnp.full((2, 1, 1, 1), 7.0), jnp.full((2, 1, 1, 1), 9.0))
+    written = write_cache(KeyValue(empty, empty), new, jnp.array([[1], [3]]))
+    chex.assert_trees_all_equal(
+        written.key[:, :, 0, 0], jnp.array([[0, 7, 0, 0], [0, 0, 0, 7]], jnp.float32)
+    )
+    chex.assert_trees_all_equal(
+        written.value[:, :, 0, 0], jnp.array([[0, 9, 0, 0], [0, 0, 0, 9]], jnp.float32)
+    )
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate):
+    x = jnp.ones((200, 500))
+    kept = drop(x, rate, jax.random.key(0))
+    share = float((kept == 0).mean())
+    sigma = math.sqrt(rate * (1 - rate) / x.size)
+    assert abs(share - rate) < 4 * sigma + 2**-16
+    assert abs(float(kept.mean()) - 1) < 5 * sigma / (1 - rate) + 1e-4
+
+
+def test_attention_dropout_works_on_the_weights():
+    q, k, v = random_qkv()
+    mask = jnp.ones((2, 1, 3, 4), bool)
+    out, _ = dot_product_attention(q, k, v, mask, drop=lambda w: 0 * w)
+    chex.assert_trees_all_equal(out, jnp.zeros_like(out))

@@ -1,0 +1,128 @@
+"""The fused loss against the plain one, and the plain one against optax."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from transformer_jax.training import losses
+from transformer_jax.training.losses import (
+    fused_cross_entropy,
+    smoothed_cross_entropy,
+)
+
+B, T, D, V = 3, 7, 8, 11
+
+
+def random_problem(*, bias: bool = True, dtype=jnp.float32):
+    draw = np.random.default_rng(0)
+    hidden = jnp.asarray(draw.normal(size=(B, T, D)), dtype)
+    table = jnp.asarray(draw.normal(size=(V, D)), jnp.float32)
+    offsets = jnp.asarray(draw.normal(size=V), jnp.float32) if bias else None
+    targets = jnp.asarray(draw.integers(0, V, (B, T)), jnp.int32)
+    weights = jnp.asarray(draw.random((B, T)) < 0.7, jnp.float32)
+    return hidden, table, offsets, targets, weights
+
+
+def plain(hidden, table, bias, targets, weights, smoothing):
+    logits = jnp.einsum("BTD,VD->BTV", hidden, table)
+    if bias is not None:
+        logits += bias[None, None, :]
+    return smoothed_cross_entropy(logits, targets, weights, smoothing)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_plain_loss_is_that_of_optax(smoothing):
+    hidden, table, bias, targets, weights = random_problem()
+    logits = jnp.einsum("BTD,VD->BTV", hidden, table) + bias[None, None, :]
+    labels = optax.smooth_labels(jax.nn.one_hot(targets, V), smoothing)
+    with jax.numpy_rank_promotion("allow"):
+        expected = (weights * optax.softmax_cross_entropy(logits, labels)).sum()
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    sums = smoothed_cross_entropy(logits, targets, weights, smoothing)
+    chex.assert_trees_all_close(sums.loss, expected, rtol=1e-5)
+    chex.assert_trees_all_close(sums.nll, (weights * nll).sum(), rtol=1e-5)
+    correct = (weights * (logits.argmax(axis=-1) == targets)).sum()
+    chex.assert_trees_all_equal(sums.correct, correct)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 6, 1000])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_equals_plain_in_value_and_gradients(monkeypatch, chunk_tokens, bias):
+    monkeypatch.setattr(losses, "CHUNK_TOKENS", chunk_tokens)
+    problem = random_problem(bias=bias)
+    wanted = (0, 1, 2) if bias else (0, 1)
+
+    def value_and_gradients(loss):
+        def total(*arguments):
+            sums = loss(*arguments, 0.1)
+            return 3.0 * sums.loss, sums
+
+        gradient = jax.value_and_grad(total, argnums=wanted, has_aux=True)
+        return jax.jit(gradient)(*problem)
+
+    chex.assert_trees_all_close(
+        value_and_gradients(fused_cross_entropy),
+        value_and_gradients(plain),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_fused_gives_the_same_sums_with_and_without_differentiation():
+    problem = random_problem()
+    sums = fused_cross_entropy(*problem, 0.1)
+    _, under_gradient = jax.grad(
+        lambda h: (lambda s: (s.loss, s))(fused_cross_entropy(h, *problem[1:], 0.1)),
+        has_aux=True,
+    )(problem[0])
+    chex.assert_trees_all_close(sums, under_gradient, rtol=1e-5)
+
+
+def test_padding_carries_no_loss_and_no_gradient():
+    hidden, table, bias, targets, weights = random_problem()
+    other = jnp.where(weights > 0, targets, (targets + 1) % V)
+
+    def gradient(y):
+        return jax.grad(
+            lambda h: fused_cross_entropy(h, table, bias, y, weights, 0.1).loss
+        )(hidden)
+
+    chex.assert_trees_all_equal(gradient(targets), gradient(other))
+    assert not np.any(gradient(targets)[np.asarray(weights) == 0])
+
+
+def test_memory_does_not_grow_with_tokens_times_vocabulary():
+    """Full logits take four bytes a token and word; the fused loss takes far less."""
+
+    def temporary_bytes(loss, words):
+        shapes = (
+            jax.ShapeDtypeStruct((64, 64, 16), jnp.float32),
+            jax.ShapeDtypeStruct((words, 16), jnp.float32),
+        )
+        ids = jnp.zeros((64, 64), jnp.int32)
+        ones = jnp.ones((64, 64))
+
+        def total(hidden, table):
+            return loss(hidden, table, None, ids, ones, 0.1).loss
+
+        compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    full_logits = 64 * 64 * 8_000 * 4
+    assert temporary_bytes(plain, 8_000) >= full_logits
+    assert temporary_bytes(fused_cross_entropy, 8_000) < full_logits / 2
+
+
+def test_bfloat16_hidden_states_keep_float32_gradients_for_the_table():
+    hidden, table, _, targets, weights = random_problem(dtype=jnp.bfloat16)
+
+    def total(hidden, table):
+        return fused_cross_entropy(hidden, table, None, targets, weights, 0.1).loss
+
+    d_hidden, d_table = jax.grad(total, argnums=(0, 1))(hidden, table)
+    assert (d_hidden.dtype, d_table.dtype) == (jnp.bfloat16, jnp.float32)
+    exact = jax.grad(total, argnums=1)(hidden.astype(jnp.float32), table)
+    assert float(jnp.abs(d_table - exact).max()) < 0.05 * float(jnp.abs(exact).max())

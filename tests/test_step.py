@@ -1,0 +1,127 @@
+"""One update: the same however the batch is cut, packed or padded."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.config import OptimizerConfig
+from transformer_jax.testing import tiny_batch, tiny_model
+from transformer_jax.training.metrics import compute
+from transformer_jax.training.objectives import make_objective
+from transformer_jax.training.optimizer import make_optimizer
+from transformer_jax.training.state import init_state
+from transformer_jax.training.step import make_eval_step, make_train_step
+
+LENGTHS = {"source_lengths": (5, 3, 4, 6), "target_lengths": (4, 6, 2, 7)}
+OPTIMIZER = make_optimizer(
+    OptimizerConfig(schedule="constant", warmup_steps=0, learning_rate=0.01), 16
+)
+
+
+def one_update(batch, *, ema_decay=0.0, **options):
+    model, params = tiny_model()
+    objective = make_objective(model, 0.1, deterministic=True)
+    state = init_state(params, OPTIMIZER, ema=ema_decay > 0)
+    step = make_train_step(objective, OPTIMIZER, ema_decay=ema_decay, **options)
+    return jax.jit(step)(state, batch, jax.random.key(0))
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_change_nothing(accumulate):
+    batch = tiny_batch(**LENGTHS)
+    whole, metrics = one_update(batch)
+    cut, cut_metrics = one_update(batch, accumulate=accumulate)
+    chex.assert_trees_all_close(cut.params, whole.params, atol=1e-5)
+    chex.assert_trees_all_close(cut_metrics, metrics, rtol=1e-5)
+
+
+def test_empty_rows_change_nothing():
+    batch = tiny_batch(**LENGTHS)
+    more = type(batch)(*(np.pad(x, ((0, 2), (0, 3))) for x in batch))
+    state, metrics = one_update(batch)
+    padded, padded_metrics = one_update(more)
+    chex.assert_trees_all_close(padded.params, state.params, atol=1e-5)
+    chex.assert_trees_all_close(padded_metrics, metrics, rtol=1e-5)
+
+
+def test_order_of_the_rows_changes_nothing():
+    batch = tiny_batch(**LENGTHS)
+    turned = type(batch)(*(x[::-1] for x in batch))
+    chex.assert_trees_all_close(
+        one_update(turned)[0].params, one_update(batch)[0].params, atol=1e-5
+    )
+
+
+def test_the_gradient_is_that_of_the_mean_over_tokens():
+    """Lion's momentum is 1 % of the gradient after one update: read it back."""
+    batch = tiny_batch(**LENGTHS)
+    model, params = tiny_model()
+    objective = make_objective(model, 0.1, deterministic=True)
+    lion = make_optimizer(
+        OptimizerConfig(name="lion", schedule="constant", warmup_steps=0, b2=0.5), 16
+    )
+    state, _ = jax.jit(make_train_step(objective, lion))(
+        init_state(params, lion), batch, jax.random.key(0)
+    )
+    tokens = int((batch.target_segment_ids > 0).sum())
+    mean_loss = lambda p: objective(p, batch, None)[0] / tokens  # noqa: E731
+    mean_gradient = jax.jit(jax.grad(mean_loss))(params)
+    momentum = jax.tree.leaves(state.opt_state)[1:]
+    expected = [0.5 * g for g in jax.tree.leaves(mean_gradient)]
+    chex.assert_trees_all_close(momentum, expected, atol=1e-6)
+
+
+def test_a_non_finite_gradient_skips_the_update_and_is_counted():
+    batch = tiny_batch(**LENGTHS)
+    model, params = tiny_model()
+    table = params["shared_embedding"]["embedding"].at[5].set(jnp.nan)
+    broken = {**params, "shared_embedding": {"embedding": table}}
+    objective = make_objective(model, 0.1, deterministic=True)
+    step = jax.jit(make_train_step(objective, OPTIMIZER, ema_decay=0.5))
+    state = init_state(broken, OPTIMIZER, ema=True)
+    after, metrics = step(state, batch, jax.random.key(0))
+    chex.assert_trees_all_equal(after.params, broken)
+    chex.assert_trees_all_equal(after.opt_state, state.opt_state)
+    chex.assert_trees_all_equal(after.ema_params, broken)
+    assert int(after.bad_steps) == int(after.skipped_steps) == int(after.step) == 1
+    assert float(metrics["skipped"].sum) == 1
+    healed = after.replace(params=params)
+    well, _ = step(healed, batch, jax.random.key(0))
+    assert (int(well.bad_steps), int(well.skipped_steps)) == (0, 1)
+
+
+def test_the_exponential_average_follows_its_formula():
+    batch = tiny_batch(**LENGTHS)
+    _, start = tiny_model()
+    state, _ = one_update(batch, ema_decay=0.75)
+    expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, start, state.params)
+    chex.assert_trees_all_close(state.ema_params, expected, rtol=1e-5)
+
+
+def test_each_step_drops_other_units():
+    batch = tiny_batch(**LENGTHS)
+    model, params = tiny_model(dropout=0.5)
+    objective = make_objective(model, 0.1, deterministic=False)
+    step = jax.jit(make_train_step(objective, OPTIMIZER))
+    state = init_state(params, OPTIMIZER)
+    rng = jax.random.key(0)
+    losses = {
+        float(step(state.replace(step=jnp.int32(n)), batch, rng)[1]["loss"].sum)
+        for n in (0, 1, 2)
+    }
+    assert len(losses) == 3
+
+
+def test_training_overfits_a_batch():
+    batch = tiny_batch(**LENGTHS)
+    model, params = tiny_model()
+    objective = make_objective(model, 0.0, deterministic=True)
+    step = jax.jit(make_train_step(objective, OPTIMIZER))
+    state = init_state(params, OPTIMIZER)
+    for _ in range(80):
+        state, _ = step(state, batch, jax.random.key(0))
+    metrics = compute(jax.jit(make_eval_step(objective))(state.params, batch))
+    assert metrics["accuracy"] == 1.0
+    assert metrics["nll"] < 0.2
