@@ -32,8 +32,9 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r"(.*/)?feed_forward/down/kernel", P("tensor", "fsdp")),  # [F, D]
     (r"(.*/)?(out|down)/bias", P()),  # [D]
     (r"(.*/)?([a-z_]+_)?norm/(scale|bias)", P()),  # [D]
-    (r"(source|target|shared)_embedding/embedding", P("tensor", "fsdp")),  # [V, D]
-    (r"(source|target)_positions/embedding", P(None, "fsdp")),  # [positions, D]
+    # By rows: were the width cut, what is looked up would have to change hands.
+    (r"(source|target|shared)_embedding/embedding", P(("tensor", "fsdp"))),  # [V, D]
+    (r"(source|target)_positions/embedding", P()),  # [positions, D]
     (r"output/kernel", P("fsdp", "tensor")),  # [D, V]
     (r"output/bias", P("tensor")),  # [V]
 )
@@ -82,25 +83,25 @@ def num_data_shards(mesh: Mesh) -> int:
 def check_divisible(config: Config, mesh: Mesh) -> None:
     """Raises unless the sizes of the model divide over the mesh."""
     model = config.model
+    vocabulary = ("tensor", "fsdp")
     uses = (
-        ("num_heads", model.num_heads, "tensor"),
-        ("d_ff", model.d_ff, "tensor"),
-        ("source_vocab_size", model.source_vocab_size, "tensor"),
-        ("target_vocab_size", model.target_vocab_size, "tensor"),
-        ("d_model", model.d_model, "fsdp"),
+        ("num_heads", model.num_heads, ("tensor",)),
+        ("d_ff", model.d_ff, ("tensor",)),
+        ("source_vocab_size", model.source_vocab_size, vocabulary),
+        ("target_vocab_size", model.target_vocab_size, vocabulary),
+        ("d_model", model.d_model, ("fsdp",)),
     )
-    for name, size, axis in uses:
-        parts = mesh.shape[axis]
+    for name, size, axes in uses:
+        parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
+            shared = " × ".join(f"parallel.{axis} {mesh.shape[axis]}" for axis in axes)
+            hint = ""
+            if name.endswith("vocab_size"):
+                more = -(-size // parts) * parts
+                hint = f" (to {more}: rows past the tokenizer's pieces do no harm)"
             raise ValueError(
-                f"model.{name} is {size}, and parallel.{axis} is {parts}: the size "
-                f"must be a multiple of the devices that share it. Change one of them"
-                + (
-                    f" (rows past the tokenizer's pieces do no harm: "
-                    f"{-(-size // parts) * parts} would do)."
-                    if name.endswith("vocab_size")
-                    else "."
-                )
+                f"model.{name} is {size}, and the devices that share it are {shared}: "
+                f"it must be a multiple. Change one of them{hint}."
             )
 
 
