@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
+ADVICE = (
+    "Use another checkpoint (--step N) or a copy of this one; a training goes on from "
+    "the checkpoint before when the folder of this one is moved away."
+)
 
 
 class DamagedError(ValueError):
@@ -81,8 +85,7 @@ def check_digest(path: Path, found: str, wanted: str) -> None:
     if found != wanted:
         raise DamagedError(
             f"{path} is damaged: its content is not what was saved (its SHA-256 is "
-            f"{found[:8]}…, and {wanted[:8] or 'nothing'}… was noted). Use another "
-            "checkpoint (--step N), or a copy of this one."
+            f"{found[:8]}…, and {wanted[:8] or 'nothing'}… was noted). {ADVICE}"
         )
 
 
@@ -113,6 +116,5 @@ def sync(path: Path) -> None:
 
 def _unreadable(path: Path, error: OSError) -> DamagedError:
     return DamagedError(
-        f"{path} cannot be read: {error.strerror}. The checkpoint is not whole: use "
-        "another one (--step N), or a copy of this one."
+        f"{path} cannot be read: {error.strerror}. {ADVICE}"
     )

@@ -70,9 +70,9 @@ def chosen_steps(store: "CheckpointStore", args: Args) -> list[int]:
     if args.steps:
         return sorted({store.chosen_step(step) for step in args.steps})
     store.config_json()  # Not a run? Then say so first.
-    wanted = args.best if args.best is not None else args.last or LAST
-    if min(wanted, LAST if args.last is None else args.last) < 1:
-        raise ValueError("At least one checkpoint must be averaged.")
+    wanted = next(n for n in (args.best, args.last, LAST) if n is not None)
+    if wanted < 1:
+        raise ValueError(f"{wanted} checkpoints cannot be averaged: ask for 1 or more.")
     if args.best is None:
         ranked, kind = store.steps()[::-1], "checkpoints"
     else:
