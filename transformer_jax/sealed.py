@@ -115,6 +115,4 @@ def sync(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: OSError) -> DamagedError:
-    return DamagedError(
-        f"{path} cannot be read: {error.strerror}. {ADVICE}"
-    )
+    return DamagedError(f"{path} cannot be read: {error.strerror}. {ADVICE}")
