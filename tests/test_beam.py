@@ -92,23 +92,32 @@ def plain_beam(table, limit, *, kind, alpha, n, beam_size) -> list[Hypothesis]:
 
 
 def search(
-    table, *, beam_size, kind: Any = "average", alpha=1.0, n=1, **rest
+    table,
+    *,
+    beam_size=0,
+    kind: Any = "average",
+    alpha=1.0,
+    n=1,
+    step=table_step,
+    **rest,
 ) -> SearchResult:
+    """Beam search, compiled; greedy search without beams."""
     sentences, length = table.shape[:2]
-    rest = {"prefix": jnp.full((sentences, 1), START), "max_length": length} | rest
-    run = jax.jit(
-        lambda memory: beam_search(
-            table_step,
-            empty_cache(sentences * beam_size),
-            memory,
-            beam_size=beam_size,
-            eos_id=EOS,
-            length_penalty=kind,
-            alpha=alpha,
-            n_best=n,
-            **rest,
-        )
-    )
+    rest = {
+        "prefix": jnp.full((sentences, 1), START),
+        "max_length": length,
+        "eos_id": EOS,
+        "length_penalty": kind,
+        "alpha": alpha,
+    } | rest
+
+    @jax.jit
+    def run(memory):
+        cache = empty_cache(sentences * max(beam_size, 1))
+        if not beam_size:
+            return greedy_search(step, cache, memory, **rest)
+        return beam_search(step, cache, memory, beam_size=beam_size, n_best=n, **rest)
+
     return jax.device_get(run(jnp.asarray(table)))
 
 
@@ -185,24 +194,14 @@ def test_a_drawn_table_where_greedy_is_wrong():
     np.testing.assert_allclose(np.exp(beam.log_probabilities[0, 0]), 0.36, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "alpha"), PENALTIES)
+@pytest.mark.parametrize(("kind", "alpha"), [("average", 1.0), ("gnmt", 0.8)])
 def test_one_beam_is_greedy_search(kind, alpha):
     table = random_table(3, sentences=8, length=9, vocab=6)
     limits = jnp.array([9, 9, 9, 1, 2, 0, 5, 9])
-    beam = search(table, beam_size=1, kind=kind, alpha=alpha, max_lengths=limits)
-    greedy = greedy_search(
-        table_step,
-        empty_cache(8),
-        jnp.asarray(table),
-        prefix=jnp.full((8, 1), START),
-        max_length=9,
-        eos_id=EOS,
-        max_lengths=limits,
-        length_penalty=kind,
-        alpha=alpha,
-    )
-    chex.assert_trees_all_close(beam, jax.device_get(greedy), rtol=1e-6)
-    chex.assert_trees_all_equal(beam.tokens, np.asarray(greedy.tokens))
+    options = {"max_lengths": limits, "kind": kind, "alpha": alpha}
+    beam, greedy = search(table, beam_size=1, **options), search(table, **options)
+    chex.assert_trees_all_close(beam, greedy, rtol=1e-6)
+    chex.assert_trees_all_equal(beam.tokens, greedy.tokens)
 
 
 def test_a_forced_prefix_is_kept_and_counted():
@@ -250,19 +249,7 @@ def test_equals_are_broken_by_beam_and_then_by_token():
     even = np.full((1, 3, 4, 4, 4), np.log(0.25), np.float32)
     found = search(even, beam_size=3, kind="none", n=3)
     assert found.tokens[0].tolist() == [[EOS, 0, 0], [1, EOS, 0], [1, 1, EOS]]
-    assert greedy_tokens(even) == [EOS, 0, 0]
-
-
-def greedy_tokens(table):
-    found = greedy_search(
-        table_step,
-        empty_cache(1),
-        jnp.asarray(table),
-        prefix=jnp.full((1, 1), START),
-        max_length=table.shape[1],
-        eos_id=EOS,
-    )
-    return found.tokens[0, 0].tolist()
+    assert search(even).tokens[0, 0].tolist() == [EOS, 0, 0]
 
 
 def test_neighbours_change_no_bit():
@@ -297,15 +284,7 @@ def test_search_ends_when_the_last_sentence_is_done():
     certain = np.full((2, 50, 3, 3, 3), -20.0, np.float32)
     certain[..., 2] = 0.0
     certain[:, 4, ..., EOS] = 20.0
-    found = beam_search(
-        counted,
-        empty_cache(4),
-        jnp.asarray(certain),
-        prefix=jnp.full((2, 1), START),
-        beam_size=2,
-        max_length=50,
-        eos_id=EOS,
-    )
+    found = search(certain, beam_size=2, step=counted)
     assert found.lengths.tolist() == [[5], [5]]
     jax.effects_barrier()
     assert len(steps) < 20
