@@ -28,6 +28,7 @@ from transformer_jax.config import (
     TrainConfig,
 )
 from transformer_jax.recipes import config_to_json
+from transformer_jax.trainer.dev import DevSet
 from transformer_jax.trainer.loop import train
 
 MODEL = ModelConfig(
@@ -232,6 +233,22 @@ def test_evaluation_is_logged_and_kept_with_the_checkpoint(
     assert [record["step"] for record in train_events] == [2, 3]
     assert train_events[0]["learning_rate"] == pytest.approx(0.01 * 2 / 5)
     assert "translation" in capsys.readouterr().out
+
+
+def test_ctrl_c_during_evaluation_saves_and_evaluates_the_next_time(
+    tmp_path, one_device, monkeypatch, capsys
+):
+    config = steps(toy(tmp_path, evaluate_every=2), 3)
+    with monkeypatch.context() as patch:
+        stop = lambda *_: signal.raise_signal(signal.SIGINT)  # noqa: E731
+        patch.setattr(DevSet, "evaluate", stop)
+        result = train(config, tmp_path / "run")
+    assert (result.step, result.reason, result.exit_code) == (2, "stopped", 130)
+    assert CheckpointStore(tmp_path / "run").latest_step() == 2
+    assert "The same command goes on" in capsys.readouterr().out
+    assert train(config, tmp_path / "run").reason == "finished"
+    logged = events(tmp_path / "run", "evaluate")
+    assert [record["step"] for record in logged] == [2, 3]
 
 
 def test_start_from_another_run_takes_weights_model_and_tokenizer(tmp_path, one_device):
