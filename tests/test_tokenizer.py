@@ -135,7 +135,7 @@ def test_sampling_is_a_function_of_text_and_seed(algorithm):
     assert {tokenizer.decode_target(ids) for ids in drawn} == {text}
     plain = tokenizer.encode_source(text)
     assert plain == tokenizer.encode_source(text)
-    # Seeds of any size; one of them asks SentencePiece for randomness.
+    # Seeds of any size.
     for seed in (2**32 - 1, 2**32, 2**63 + 5, -1):
         first = tokenizer.encode_source(text, seed=seed)
         assert first == tokenizer.encode_source(text, seed=seed)

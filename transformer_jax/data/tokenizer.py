@@ -1,27 +1,21 @@
 """Text ↔ token ids, and what a run keeps of it: a set of named files."""
 
+import functools
 import io
 import itertools
 import json
 import random
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import sentencepiece
 
 from transformer_jax.config import TokenizerConfig
+from transformer_jax.data.subword_sampling import SubwordSampler
 
 DESCRIPTION = "tokenizer.json"
 """The file that names the kind of a saved tokenizer."""
-
-_SEEDS = 2**32 - 1
-"""Seeds that SentencePiece understands; the next one asks it for a random seed."""
-
-_generator = threading.Lock()
-"""SentencePiece has one random generator for all models and threads: whoever samples
-seeds it and draws from it while holding this."""
 
 
 class Tokenizer(Protocol):
@@ -96,11 +90,15 @@ class SentencePieceTokenizer:
 
     def encode_source(self, text: str, *, seed: int | None = None) -> list[int]:
         """Ids of a source text, without special ones; `seed` samples its pieces."""
-        return self._encode(self._source, text, seed)
+        if seed is None or not self._sampling:
+            return self._source.encode(text)
+        return self._source_sampler.sample(text, seed)
 
     def encode_target(self, text: str, *, seed: int | None = None) -> list[int]:
         """Ids of a target text, without special ones; `seed` samples its pieces."""
-        return self._encode(self._target, text, seed)
+        if seed is None or not self._sampling:
+            return self._target.encode(text)
+        return self._target_sampler.sample(text, seed)
 
     def decode_target(self, ids: Sequence[int]) -> str:
         """The text of target ids; pad, bos and eos are dropped, unknown ids are ⁇."""
@@ -131,14 +129,23 @@ class SentencePieceTokenizer:
             target_name: self._target_model,
         }
 
-    def _encode(self, model: Any, text: str, seed: int | None) -> list[int]:
-        if seed is None or not self._sampling:
-            return model.encode(text)
-        with _generator:
-            sentencepiece.set_random_generator_seed(seed % _SEEDS)
-            return model.encode(
-                text, enable_sampling=True, alpha=self._sampling, nbest_size=-1
-            )
+    @functools.cached_property
+    def _source_sampler(self) -> SubwordSampler:
+        return SubwordSampler(
+            self._source_model,
+            normalize=self._source.normalize,
+            strength=self._sampling,
+        )
+
+    @functools.cached_property
+    def _target_sampler(self) -> SubwordSampler:
+        if self.joint:
+            return self._source_sampler
+        return SubwordSampler(
+            self._target_model,
+            normalize=self._target.normalize,
+            strength=self._sampling,
+        )
 
     def _pieces(self, model: Any, ids: Sequence[int]) -> list[str]:
         size = model.get_piece_size()
