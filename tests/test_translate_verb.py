@@ -1,5 +1,6 @@
 """`translate`, `score` and `evaluate`: lines in, lines out, and mistakes."""
 
+import gzip
 import io
 import json
 import os
@@ -71,6 +72,7 @@ def translate(tmp_path, data: bytes, *words: str) -> list[str]:
         (b"a\rb\n", ["A B"]),
         ("ä🍺\n".encode(), ["Ä🍺"]),
         (b"a\xffb\nc\n", ["A\ufffdB", "C"]),
+        (gzip.compress(b"a\nb\n"), ["A", "B"]),
         (b"a" * 200_000 + b"\nb\n", ["A" * 200_000, "B"]),
     ],
 )

@@ -21,7 +21,7 @@ from transformer_jax.translation import planning, translator
 from transformer_jax.translation.planning import SOURCE_LENGTHS, plan_batches
 from transformer_jax.translation.translator import Translator
 
-LINES = [source for source, _ in SENTENCES]
+LINES = [SENTENCES[0][0], "ein Mann", "ein Hund", SENTENCES[3][0], "das Bier"]
 GREEDY = SearchConfig(method="greedy", max_length_factor=1.0, max_length_offset=5)
 BEAM = SearchConfig(beam_size=3, n_best=3, max_length_factor=1.0, max_length_offset=5)
 ODD_LINES = [

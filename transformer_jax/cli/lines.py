@@ -1,6 +1,7 @@
 """Lines in and lines out, for verbs that read text and answer line by line."""
 
 import contextlib
+import gzip
 import io
 import json
 import math
@@ -11,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 CHUNK_LINES = 8192
 """Lines of a file that are held and answered at a time."""
@@ -30,7 +31,7 @@ class Chunk(NamedTuple):
 def count_lines(path: Path) -> int:
     """Lines of a file, the last one with or without a newline."""
     count, last = 0, b"\n"
-    with path.open("rb") as file:
+    with _open(path) as file:
         while block := file.read(1 << 20):
             count, last = count + block.count(b"\n"), block[-1:]
     return count + (last != b"\n")
@@ -38,7 +39,7 @@ def count_lines(path: Path) -> int:
 
 def file_chunks(path: Path) -> Iterator[Chunk]:
     """A file's lines."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         yield from _full_chunks(file)
 
 
@@ -62,6 +63,17 @@ def check_readable(path: Path) -> None:
         raise ValueError(f"There is no file {path}. Check the path.")
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"{path} is empty: it must hold one sentence a line.")
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file's bytes, plain or gzip."""
+    file = path.open("rb")
+    start = file.read(2)
+    file.seek(0)
+    if start != b"\x1f\x8b":
+        return file
+    file.close()
+    return cast(BinaryIO, gzip.open(path, "rb"))
 
 
 def _full_chunks(stream: BinaryIO) -> Iterator[Chunk]:

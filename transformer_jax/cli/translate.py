@@ -41,7 +41,7 @@ class Args:
     step: int | None = None
     """Checkpoint to load. Default: the best one if one was chosen, else the latest."""
     input: Path | None = None
-    """Text to translate. Default: stdin."""
+    """Text to translate, plain or gzip. Default: stdin."""
     output: Path | None = None
     """File for the translations; it appears when all is done. Default: stdout."""
     n_best: int = 1

@@ -47,26 +47,6 @@ def greedy_search(
     the score. A sentence's result does not depend on the others.
     """
     limits = length_limits(max_lengths, prefix, max_length=max_length)
-    places = jnp.arange(max_length)[None, :]
-
-    def take(logits: Array, state: GreedyState) -> GreedyState:
-        """Logits [B, V] → the state one token later."""
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        token = jnp.where(state.lengths + 1 >= limits, eos_id, token)
-        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-        chosen = chosen - jax.nn.logsumexp(logits, axis=-1)
-        here = (places == state.lengths[:, None]) & state.alive[:, None]
-        return GreedyState(
-            lengths=state.lengths + state.alive,
-            alive=state.alive & (token != eos_id),
-            tokens=jnp.where(here, token[:, None], state.tokens),
-            token_log_probabilities=jnp.where(
-                here, chosen[:, None], state.token_log_probabilities
-            ),
-            log_probabilities=state.log_probabilities
-            + jnp.where(state.alive, chosen, 0.0),
-            cache=state.cache,
-        )
 
     def step(state: GreedyState) -> GreedyState:
         last = jnp.maximum(state.lengths - 1, 0)[:, None]
@@ -74,22 +54,15 @@ def greedy_search(
         # Ended rows are fed too; a full one has no place left, and needs none.
         positions = jnp.minimum(state.lengths, max_length - 1)
         output, cache = step_fn(tokens, positions, state.cache, memory)
-        return take(output.logits[:, -1], state._replace(cache=cache))
+        state = state._replace(cache=cache)
+        return advance(output.logits[:, -1], state, limits, eos_id=eos_id)
 
     logits, known, cache = feed_prefix(step_fn, cache, memory, prefix, beams=1)
-    forced = prefix.shape[1] - 1
-    wanted = limits > 0
-    fill = ((0, 0), (0, max_length - forced))
-    start = GreedyState(
-        lengths=jnp.where(wanted, forced, 0).astype(jnp.int32),
-        alive=wanted,
-        tokens=jnp.pad(prefix[:, 1:].astype(jnp.int32), fill) * wanted[:, None],
-        token_log_probabilities=jnp.pad(known, fill) * wanted[:, None],
-        log_probabilities=jnp.where(wanted, known.sum(axis=-1), -jnp.inf),
-        cache=cache,
-    )
+    start = first_state(prefix, known, cache, limits, max_length=max_length)
     found = jax.lax.while_loop(
-        lambda state: jnp.any(state.alive), step, take(logits, start)
+        lambda state: jnp.any(state.alive),
+        step,
+        advance(logits, start, limits, eos_id=eos_id),
     )
     penalties = jnp.asarray(penalty_table(length_penalty, alpha, max_length))
     return SearchResult(
@@ -98,4 +71,47 @@ def greedy_search(
         scores=(found.log_probabilities / penalties[found.lengths])[:, None],
         log_probabilities=found.log_probabilities[:, None],
         token_log_probabilities=found.token_log_probabilities[:, None],
+    )
+
+
+def first_state(
+    prefix: Array, known: Array, cache: Cache, limits: Array, *, max_length: int
+) -> GreedyState:
+    """Targets that hold the prefix [B, P] without its start token; `known` [B, P - 1]
+    are the log-probabilities of its tokens."""
+    forced = known.shape[1]
+    wanted = limits > 0
+    fill = ((0, 0), (0, max_length - forced))
+    return GreedyState(
+        lengths=jnp.where(wanted, forced, 0).astype(jnp.int32),
+        alive=wanted,
+        tokens=jnp.pad(prefix[:, 1:].astype(jnp.int32), fill) * wanted[:, None],
+        token_log_probabilities=jnp.pad(known, fill) * wanted[:, None],
+        log_probabilities=jnp.where(wanted, known.sum(axis=-1), -jnp.inf),
+        cache=cache,
+    )
+
+
+def advance(
+    logits: Array, state: GreedyState, limits: Array, *, eos_id: int
+) -> GreedyState:
+    """Logits [B, V] of the next token → the state one token later."""
+    lengths, alive = state.lengths, state.alive
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    token = jnp.where(lengths + 1 >= limits, eos_id, token)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    chosen = chosen - jax.nn.logsumexp(logits, axis=-1)
+    places = jnp.arange(state.tokens.shape[1])[None, :]
+    here = (places == lengths[:, None]) & alive[:, None]
+
+    def write(histories: Array, new: Array) -> Array:
+        return jnp.where(here, new[:, None], histories)
+
+    return GreedyState(
+        lengths=lengths + alive,
+        alive=alive & (token != eos_id),
+        tokens=write(state.tokens, token),
+        token_log_probabilities=write(state.token_log_probabilities, chosen),
+        log_probabilities=state.log_probabilities + jnp.where(alive, chosen, 0.0),
+        cache=state.cache,
     )

@@ -26,9 +26,9 @@ def plan_batches(
     A batch's length is the first of `SOURCE_LENGTHS` that holds its longest sentence,
     but at most `longest`. A batch that is not full has a power of four of rows.
 
-    >>> [tuple(b.indices) + b[1:] for b in plan_batches([9, 3, 2, 4], positions=32,
-    ...     longest=1024)]
-    [(0, 3, 2, 16), (1, 2, 4, 8)]
+    >>> batches = plan_batches([9, 3, 2, 4], positions=32, longest=1024)
+    >>> [(batch.indices.tolist(), batch.rows, batch.length) for batch in batches]
+    [([0, 3], 2, 16), ([1, 2], 4, 8)]
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     start = 0
