@@ -35,8 +35,15 @@ def get_config() -> Config:
             pack_length=64,
             max_length=64,
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=200, clip_norm=1.0),
-        train=TrainConfig(steps=900, checkpoint_every=300, evaluate_every=300),
+        optimizer=OptimizerConfig(
+            learning_rate=4e-3,
+            warmup_steps=150,
+            schedule="linear",
+            schedule_steps=720,
+            final_ratio=0.02,
+            clip_norm=1.0,
+        ),
+        train=TrainConfig(steps=720, checkpoint_every=360, evaluate_every=360),
         evaluation=EvaluationConfig(max_sentences=200),
         search=SearchConfig(method="beam", beam_size=4),
     )

@@ -1,4 +1,4 @@
-"""Eight fake devices, and strictness: warnings, rank promotion and reused keys raise."""
+"""Eight fake devices and strictness: warnings, rank promotion, reused keys raise."""
 
 import os
 
@@ -11,3 +11,6 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+# Toy models spend their time in the compiler, not in what it compiles.
+jax.config.update("jax_disable_most_optimizations", True)

@@ -401,3 +401,10 @@ def test_lengths_are_rounded_up_by_at_most_a_quarter_past_32():
     assert all(r >= n for n, r in enumerate(rounded, start=1))
     assert all(r <= 1.25 * n + 1 for n, r in enumerate(rounded, start=1) if n > 32)
     assert len(set(rounded)) < 32
+
+
+def test_evaluation_rows_stay_inside_a_learned_position_table():
+    model = ModelConfig(positions="learned", max_positions=13, position_offset=2)
+    pairs: Any = [(sentence(0, 10), sentence(0, 2))]
+    (only,) = eval_batches(pairs, WORDS, model, batch_tokens=64)
+    assert only.batch.inputs.shape[1] == 11

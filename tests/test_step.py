@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from transformer_jax.config import OptimizerConfig
@@ -15,9 +16,8 @@ from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_eval_step, make_train_step
 
 LENGTHS = {"source_lengths": (5, 3, 4, 6), "target_lengths": (4, 6, 2, 7)}
-OPTIMIZER = make_optimizer(
-    OptimizerConfig(schedule="constant", warmup_steps=0, learning_rate=0.01), 16
-)
+# Not Adam: it makes whole steps of the rounding noise where a gradient is zero.
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
 def one_update(batch, *, ema_decay=0.0, **options):
@@ -55,22 +55,15 @@ def test_order_of_the_rows_changes_nothing():
 
 
 def test_the_gradient_is_that_of_the_mean_over_tokens():
-    """Lion's momentum is 1 % of the gradient after one update: read it back."""
+    """After one update the momentum is the gradient."""
     batch = tiny_batch(**LENGTHS)
     model, params = tiny_model()
     objective = make_objective(model, 0.1, deterministic=True)
-    lion = make_optimizer(
-        OptimizerConfig(name="lion", schedule="constant", warmup_steps=0, b2=0.5), 16
-    )
-    state, _ = jax.jit(make_train_step(objective, lion))(
-        init_state(params, lion), batch, jax.random.key(0)
-    )
+    state, _ = one_update(batch)
     tokens = int((batch.target_segment_ids > 0).sum())
     mean_loss = lambda p: objective(p, batch, None)[0] / tokens  # noqa: E731
-    mean_gradient = jax.jit(jax.grad(mean_loss))(params)
-    momentum = jax.tree.leaves(state.opt_state)[1:]
-    expected = [0.5 * g for g in jax.tree.leaves(mean_gradient)]
-    chex.assert_trees_all_close(momentum, expected, atol=1e-6)
+    expected = jax.jit(jax.grad(mean_loss))(params)
+    chex.assert_trees_all_close(state.opt_state[0].trace, expected, atol=1e-6)
 
 
 def test_a_non_finite_gradient_skips_the_update_and_is_counted():
@@ -118,8 +111,10 @@ def test_training_overfits_a_batch():
     batch = tiny_batch(**LENGTHS)
     model, params = tiny_model()
     objective = make_objective(model, 0.0, deterministic=True)
-    step = jax.jit(make_train_step(objective, OPTIMIZER))
-    state = init_state(params, OPTIMIZER)
+    config = OptimizerConfig(schedule="constant", warmup_steps=0, learning_rate=0.01)
+    adam = make_optimizer(config, d_model=16)
+    step = jax.jit(make_train_step(objective, adam))
+    state = init_state(params, adam)
     for _ in range(80):
         state, _ = step(state, batch, jax.random.key(0))
     metrics = compute(jax.jit(make_eval_step(objective))(state.params, batch))

@@ -263,9 +263,12 @@ def eval_batches(
     ]
     longer = np.array([max(lengths(example)) for example in examples], np.int64)
     order = np.argsort(-longer, kind="stable")
+    learned = model.positions == "learned"
+    limit = model.max_positions - model.position_offset if learned else np.inf
     start = 0
     while start < len(order):
-        length = round_length(int(longer[order[start]]))
+        longest = int(longer[order[start]])
+        length = max(longest, min(round_length(longest), limit))
         rows = max(batch_tokens // length // rows_multiple, 1) * rows_multiple
         chosen = order[start : start + rows]
         indices = np.full(rows, -1, np.int64)

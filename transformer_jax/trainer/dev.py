@@ -62,6 +62,7 @@ class DevSet:
             [pair.target for pair in pairs],
             lowercase=settings.lowercase,
             tokenize=settings.tokenize,
+            metrics=("bleu", "chrf"),
         )
         values |= {"bleu": scores["bleu"], "chrf": scores["chrf"]}
         samples = [
