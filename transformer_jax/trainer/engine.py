@@ -24,6 +24,7 @@ from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.schedules import make_schedule
 from transformer_jax.training.state import TrainState, init_params, init_state
 from transformer_jax.training.step import TrainStep, make_eval_step, make_train_step
+from transformer_jax.trees import leaves_by_path
 from transformer_jax.types import Params, PRNGKey
 
 Shape = tuple[int, int, int]
@@ -160,14 +161,10 @@ def batch_like(shape: Shape, sharding: jax.sharding.Sharding) -> Batch:
 
 def check_same_shapes(params: Params, wanted: Params) -> None:
     """Raises unless `params` are those of a model of the wanted shapes."""
-    there = {
-        jax.tree_util.keystr(path): tuple(x.shape)
-        for path, x in jax.tree_util.tree_leaves_with_path(params)
-    }
-    here = {
-        jax.tree_util.keystr(path): tuple(x.shape)
-        for path, x in jax.tree_util.tree_leaves_with_path(wanted)
-    }
+    there, here = (
+        {path: tuple(x.shape) for path, x in leaves_by_path(tree).items()}
+        for tree in (params, wanted)
+    )
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             raise ValueError(

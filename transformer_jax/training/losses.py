@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.models.transformer import project
 from transformer_jax.types import Array
 
 CHUNK_TOKENS = 512
@@ -66,7 +67,7 @@ def fused_cross_entropy(
 
     def chunk_sums(sums: LossSums, part: tuple[Array, Array, Array]):
         h, y, w = part
-        logits = _project(h, table, bias)
+        logits = project(h, table, bias)
         new = smoothed_cross_entropy(logits, y, w, smoothing)
         return jax.tree.map(jnp.add, sums, new), None
 
@@ -82,7 +83,7 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
     def chunk_gradients(carry, part: tuple[Array, Array, Array]):
         sums, d_table, d_bias = carry
         h, y, w = part
-        logits = _project(h, table, bias)  # [B, C, V]
+        logits = project(h, table, bias)  # [B, C, V]
         top = logits.max(axis=-1, keepdims=True)
         exp = jnp.exp(logits - top)
         total = exp.sum(axis=-1, keepdims=True)
@@ -126,17 +127,6 @@ def _backward(smoothing, gradients, cotangent: LossSums):
 
 
 fused_cross_entropy.defvjp(_forward, _backward)
-
-
-def _project(hidden: Array, table: Array, bias: Array | None) -> Array:
-    """[B, C, D] · [V, D]ᵀ + [V] → [B, C, V] in float32."""
-    logits = jnp.einsum(
-        "BCD,VD->BCV",
-        hidden,
-        table.astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return logits if bias is None else logits + bias.astype(jnp.float32)[None, None, :]
 
 
 def _chunks(*arrays: Array) -> tuple[Array, ...]:
