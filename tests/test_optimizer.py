@@ -24,7 +24,9 @@ def test_the_paper_schedule_is_equation_three():
     schedule = make_schedule(config, d_model=512)
     for step in (1, 100, 4000, 4001, 100_000):
         expected = 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
-        assert math.isclose(float(schedule(step - 1)), expected, rel_tol=1e-5)
+        assert math.isclose(
+            float(np.asarray(schedule(step - 1))), expected, rel_tol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -37,7 +39,7 @@ def test_decaying_schedules_meet_their_ends_and_stay(name):
         final_ratio=0.1,
     )
     schedule = make_schedule(config, d_model=16)
-    rates = [float(schedule(step - 1)) for step in (1, 10, 60, 110, 1000)]
+    rates = [float(np.asarray(schedule(step - 1))) for step in (1, 10, 60, 110, 1000)]
     np.testing.assert_allclose(rates, [0.2, 2.0, 1.1, 0.2, 0.2], rtol=1e-5)
 
 
@@ -125,4 +127,4 @@ def test_clipping_bounds_the_update():
     huge = {"kernel": jnp.full(4, 1e8)}
     _, state = clipped.update(huge, clipped.init(params), params)
     momentum = next(x for x in jax.tree.leaves(state) if x.shape == (4,))
-    assert math.isclose(float(jnp.linalg.norm(momentum)), 0.5 * 0.01, rel_tol=0.5)
+    assert math.isclose(float(jnp.linalg.norm(momentum)), 0.5 * 0.02, rel_tol=1e-4)

@@ -1,5 +1,8 @@
 """One update: the same however the batch is cut, packed or padded."""
 
+import dataclasses
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_eval_step, make_train_step
 
-LENGTHS = {"source_lengths": (5, 3, 4, 6), "target_lengths": (4, 6, 2, 7)}
+LENGTHS: Any = {"source_lengths": (5, 3, 4, 6), "target_lengths": (4, 6, 2, 7)}
 # Not Adam: it makes whole steps of the rounding noise where a gradient is zero.
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
@@ -80,7 +83,7 @@ def test_a_non_finite_gradient_skips_the_update_and_is_counted():
     chex.assert_trees_all_equal(after.ema_params, broken)
     assert int(after.bad_steps) == int(after.skipped_steps) == int(after.step) == 1
     assert float(metrics["skipped"].sum) == 1
-    healed = after.replace(params=params)
+    healed = dataclasses.replace(after, params=params)
     well, _ = step(healed, batch, jax.random.key(0))
     assert (int(well.bad_steps), int(well.skipped_steps)) == (0, 1)
 
@@ -100,10 +103,8 @@ def test_each_step_drops_other_units():
     step = jax.jit(make_train_step(objective, OPTIMIZER))
     state = init_state(params, OPTIMIZER)
     rng = jax.random.key(0)
-    losses = {
-        float(step(state.replace(step=jnp.int32(n)), batch, rng)[1]["loss"].sum)
-        for n in (0, 1, 2)
-    }
+    at = lambda n: dataclasses.replace(state, step=jnp.int32(n))  # noqa: E731
+    losses = {float(step(at(n), batch, rng)[1]["loss"].sum) for n in (0, 1, 2)}
     assert len(losses) == 3
 
 

@@ -264,7 +264,7 @@ def eval_batches(
     longer = np.array([max(lengths(example)) for example in examples], np.int64)
     order = np.argsort(-longer, kind="stable")
     learned = model.positions == "learned"
-    limit = model.max_positions - model.position_offset if learned else np.inf
+    limit = model.max_positions - model.position_offset if learned else 2**31
     start = 0
     while start < len(order):
         longest = int(longer[order[start]])

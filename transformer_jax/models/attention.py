@@ -91,11 +91,9 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Array, Array]:
         """X [B,T,D], kv [B,S,N,H], mask [B,1,T,S] → [B,T,D], weights [B,N,T,S]."""
         q = self.query(x)  # [B, T, N, H]
-        drop = None
-        if self.config.attention_dropout and not deterministic:
 
-            def drop(weights: Array) -> Array:
-                return self.attention_dropout(weights, deterministic=False)
+        def drop(weights: Array) -> Array:
+            return self.attention_dropout(weights, deterministic=deterministic)
 
         attended, weights = dot_product_attention(q, *kv, mask, drop=drop)
         self.sow("intermediates", "attention", weights)

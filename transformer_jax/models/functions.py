@@ -1,5 +1,7 @@
 """The model as plain functions of parameters and arrays: what search and tools call."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -25,10 +27,11 @@ def encode_memory(
     """Encode B sentences, one a row: inputs, segment ids [B, S] → memory."""
     variables = {"params": params}
     positions = row_positions(segment_ids)
-    encoded = model.apply(
+    encoded: Any = model.apply(
         variables, inputs, segment_ids, positions, deterministic=True, method="encode"
     )
-    return model.apply(variables, encoded, segment_ids, method="make_memory")
+    memory: Any = model.apply(variables, encoded, segment_ids, method="make_memory")
+    return memory
 
 
 def init_cache(config: ModelConfig, rows: int, max_length: int) -> Cache:

@@ -253,4 +253,4 @@ class Decoder(nn.Module):
             weights.append(attention.mean(axis=1))
         if self.config.has_final_norm:
             x = self.final_norm(x)
-        return x, tuple(written), sum(weights) / len(weights)
+        return x, tuple(written), jnp.stack(weights).mean(axis=0)

@@ -9,7 +9,7 @@ where lse = log Σ_v exp(logit_v). The mass ε is spread over all V words, y amo
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,10 @@ def smoothed_cross_entropy(
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+Part = tuple[Array, Array, Array]
+"""Hidden states, targets and weights of some target positions."""
+
+
 def fused_cross_entropy(
     hidden: Array,
     table: Array,
@@ -63,9 +66,23 @@ def fused_cross_entropy(
     gradients are formed at once, so that memory does not grow with tokens × V. Chunks
     run along T: the batch axis may stay sharded. Only `loss` is differentiated.
     """
+    fused: Any = _fused
+    return fused(hidden, table, bias, targets, weights, smoothing)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _fused(
+    hidden: Array,
+    table: Array,
+    bias: Array | None,
+    targets: Array,
+    weights: Array,
+    smoothing: float,
+) -> LossSums:
+    """The sums alone, where nothing is differentiated."""
     parts = _chunks(hidden, targets, weights)
 
-    def chunk_sums(sums: LossSums, part: tuple[Array, Array, Array]):
+    def chunk_sums(sums: LossSums, part: Part):
         h, y, w = part
         logits = project(h, table, bias)
         new = smoothed_cross_entropy(logits, y, w, smoothing)
@@ -80,7 +97,7 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
     vocab_size = table.shape[0]
     uniform = smoothing / vocab_size
 
-    def chunk_gradients(carry, part: tuple[Array, Array, Array]):
+    def chunk_gradients(carry, part: Part):
         sums, d_table, d_bias = carry
         h, y, w = part
         logits = project(h, table, bias)  # [B, C, V]
@@ -117,7 +134,7 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
     (sums, d_table, d_bias), d_hidden = jax.lax.scan(chunk_gradients, start, parts)
     d_hidden = _unchunk(d_hidden, hidden.shape[1])
     d_table = d_table.astype(table.dtype)
-    d_bias = None if bias is None else d_bias.astype(bias.dtype)
+    d_bias = None if bias is None else d_bias.astype(bias.dtype)  # pyright: ignore[reportOptionalMemberAccess]
     return sums, (d_hidden, d_table, d_bias)
 
 
@@ -126,12 +143,12 @@ def _backward(smoothing, gradients, cotangent: LossSums):
     return *scaled, None, None
 
 
-fused_cross_entropy.defvjp(_forward, _backward)
+_fused.defvjp(_forward, _backward)
 
 
-def _chunks(*arrays: Array) -> tuple[Array, ...]:
+def _chunks(hidden: Array, targets: Array, weights: Array) -> Part:
     """Cut [B, T, ...] along T into [chunks, B, C, ...], zeros filling the last."""
-    rows, length = arrays[0].shape[:2]
+    rows, length = targets.shape
     num_chunks = max(1, min(length, round(rows * length / CHUNK_TOKENS)))
     width = -(-length // num_chunks)
     num_chunks = -(-length // width)
@@ -141,7 +158,7 @@ def _chunks(*arrays: Array) -> tuple[Array, ...]:
         x = jnp.pad(x, fill).reshape(rows, num_chunks, width, *x.shape[2:])
         return jnp.moveaxis(x, 1, 0)
 
-    return tuple(cut(x) for x in arrays)
+    return cut(hidden), cut(targets), cut(weights)
 
 
 def _unchunk(x: Array, length: int) -> Array:

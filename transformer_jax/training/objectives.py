@@ -1,6 +1,7 @@
 """What is minimised: a batch → the summed loss, and metrics as sums and weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ def make_objective(
     def objective(
         params: Params, batch: Batch, rng: PRNGKey | None
     ) -> tuple[Array, Metrics]:
-        hidden, table, bias = model.apply(
+        apply: Callable[..., Any] = model.apply
+        hidden, table, bias = apply(
             {"params": params},
             batch,
             deterministic=deterministic,

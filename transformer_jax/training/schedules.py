@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from transformer_jax.config import OptimizerConfig
 from transformer_jax.types import Array
@@ -14,7 +15,7 @@ def inverse_sqrt(peak: float, warmup_steps: int) -> optax.Schedule:
     [0.01, 0.5, 1.0, 0.5]
     """
 
-    def schedule(count: Array) -> Array:
+    def schedule(count: ArrayLike) -> Array:
         step = jnp.asarray(count, jnp.float32) + 1
         return peak * jnp.minimum(step / warmup_steps, jnp.sqrt(warmup_steps / step))
 
@@ -42,7 +43,7 @@ def decay(
     [0.1, 1.0, 0.5, 0.0, 0.0]
     """
 
-    def schedule(count: Array) -> Array:
+    def schedule(count: ArrayLike) -> Array:
         step = jnp.asarray(count, jnp.float32) + 1
         travelled = jnp.clip((step - warmup_steps) / (horizon - warmup_steps), 0, 1)
         if shape == "cosine":
@@ -60,7 +61,7 @@ def constant(peak: float, warmup_steps: int) -> optax.Schedule:
     [0.25, 1.0, 1.0]
     """
 
-    def schedule(count: Array) -> Array:
+    def schedule(count: ArrayLike) -> Array:
         step = jnp.asarray(count, jnp.float32) + 1
         return peak * jnp.minimum(step / max(warmup_steps, 1), 1)
 
