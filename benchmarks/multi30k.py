@@ -10,6 +10,7 @@ Nothing is chosen here: the number of checkpoints is set beforehand, as Wu et al
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 import platform
@@ -86,6 +87,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     args = parser.parse_args()
     config = config_from_json(CheckpointStore(args.checkpoint).config_json())
+    if args.data:
+        data = dataclasses.replace(config.data, dir=args.data)
+        config = dataclasses.replace(config, data=data)
     with tempfile.TemporaryDirectory() as folder:
         averaged = Path(folder) / "averaged"
         average.run(average.Args(args.checkpoint, averaged, last=args.last))

@@ -64,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"error: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if debug:
+            raise
+        kind = type(error).__name__
+        print(f"error: {kind}: {error}\n--debug shows where.", file=sys.stderr)
+        return 1
 
 
 def _dispatch(words: list[str]) -> int:

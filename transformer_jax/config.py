@@ -15,6 +15,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Lengths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
 @settings
@@ -34,7 +35,7 @@ class ModelConfig:
     dropout: Fraction = 0.1
     """On embeddings and on each sublayer's output (section 5.4 of the paper)."""
     attention_dropout: Fraction = 0.0
-    """On attention weights; 0 allows fused attention kernels."""
+    """On attention weights."""
     activation_dropout: Fraction = 0.0
     """Inside the feed-forward layers, after the activation."""
     norm_position: Literal["post", "pre"] = "post"
@@ -199,7 +200,7 @@ class DataConfig:
     micro-batches; source positions are as many."""
     pack_length: Positive = 128
     """Length of a packed row on each side."""
-    bucket_lengths: tuple[Positive, ...] = (8, 12, 16, 24, 32, 48, 64, 96, 128)
+    bucket_lengths: Lengths = (8, 12, 16, 24, 32, 48, 64, 96, 128)
     """Padded lengths of bucketed batches, shortest first."""
     max_length: Positive = 128
     """Training pairs with more pieces on a side, end included, are left out and

@@ -136,6 +136,12 @@ def output_to(path: Path | None) -> Iterator[TextIO]:
         raise ValueError(f"--output {path} is a folder: name a file.")
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {path.parent} for --output: make it.")
+    if path.exists() and not path.is_file():
+        # A pipe or a device is written to; it must not be replaced by a file.
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        return
+    path = path.resolve()
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:

@@ -11,8 +11,11 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopError(Exception):
-    """Raised by a signal in a part of the run that has nothing to save."""
+class StopError(BaseException):
+    """Raised by a signal in a part of the run that has nothing to save.
+
+    Not an `Exception`, so that no library takes it for an error of its own.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)

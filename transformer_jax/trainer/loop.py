@@ -252,7 +252,7 @@ class Run:
         self._save()
         self._tally()
         self._event("end", reason=reason, **self._totals())
-        curves = self.config.train.curves and self.reporter.active
+        curves = self.config.train.curves and self.reporter.active and self.step > 0
         if curves and reason != "stopped":
             workdir = self.store.workdir
             plot_curves(workdir / LOG_FILE, workdir / CURVES_FILE)

@@ -1,12 +1,8 @@
 """From a config and a folder to what a run works with: data, tokenizer, sizes."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
-
-import jax
-from jax.experimental import multihost_utils
 
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.config import Config
@@ -16,7 +12,6 @@ from transformer_jax.data.tokenizer import (
     load_tokenizer,
     train_sentencepiece,
 )
-from transformer_jax.parallel import is_main_process
 from transformer_jax.recipes import (
     changed_settings,
     check_same_run,
@@ -137,19 +132,6 @@ def check_positions(config: Config) -> None:
             f"{model.max_positions}: raise it, or shorten the rows (data.pack_length, "
             "data.bucket_lengths)."
         )
-
-
-@contextlib.contextmanager
-def main_process_first() -> Iterator[None]:
-    """The main process runs the block alone; the others follow, and find its files."""
-    if jax.process_count() == 1:
-        yield
-        return
-    if not is_main_process():
-        multihost_utils.sync_global_devices("the main process is done")
-    yield
-    if is_main_process():
-        multihost_utils.sync_global_devices("the main process is done")
 
 
 def new_tokenizer(config: Config, pairs: PairSource, say: Say) -> Tokenizer:

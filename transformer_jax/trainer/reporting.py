@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -43,11 +44,10 @@ class Reporter:
         from tensorboardX import SummaryWriter
 
         path = self.workdir / LOG_FILE
-        before = path.read_bytes() if path.is_file() else b""
+        if path.is_file():
+            # A killed run may have left half a line.
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._log = path.open("a", encoding="utf-8")
-        # A killed run may have left half a line.
-        if before and not before.endswith(b"\n"):
-            self._log.write("\n")
         self._board = SummaryWriter(
             str(self.workdir / TENSORBOARD_DIR), purge_step=first_step + 1
         )

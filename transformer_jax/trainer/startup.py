@@ -85,7 +85,8 @@ def _finished(config: Config, store: CheckpointStore) -> Finished | None:
         return None
     position = store.position(step)
     progress = Progress(**position["progress"]) if position else Progress()
-    if step >= config.train.steps:
+    evaluated = progress.evaluated_step == step or not config.data.dev_split
+    if step >= config.train.steps and (evaluated or step == 0):
         reason = "finished"
     elif progress.out_of_patience(config.train.patience):
         reason = "out of patience"
