@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import pytest
 
 from transformer_jax import parallel
 from transformer_jax.data.sources import open_split
@@ -12,7 +13,15 @@ from transformer_jax.trainer.loop import train
 from transformer_jax.translation.translator import Translator
 
 
-def test_the_copy_task_is_learnt(tmp_path, monkeypatch):
+@pytest.fixture
+def optimised():
+    """A real training: here what is compiled takes longer than compiling it."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def test_the_copy_task_is_learnt(tmp_path, monkeypatch, optimised):
     one_device = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(parallel, "make_mesh", one_device)
     config = load_recipe("copy_task")

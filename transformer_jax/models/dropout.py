@@ -12,7 +12,7 @@ def drop(x: Array, rate: float, rng: PRNGKey) -> Array:
     al., 2014). The rate is rounded to a multiple of 2^-16.
 
     >>> x = drop(jnp.ones(10_000), 0.25, jax.random.key(0))
-    >>> bool(abs(x.mean() - 1) < 0.02), float(x.max().round(2))
+    >>> bool(abs(x.mean() - 1) < 0.02), round(float(x.max()), 2)
     (True, 1.33)
     """
     threshold = round(rate * 2**16)

@@ -26,7 +26,7 @@ def paper(factor: float, d_model: int, warmup_steps: int) -> optax.Schedule:
     """factor · d_model^-0.5 · min(step^-0.5, step · warmup^-1.5): equation 3 of the
     paper, which is `inverse_sqrt` with the peak factor / √(d_model · warmup).
 
-    >>> float(paper(1.0, 512, 4000)(3999).round(6))
+    >>> round(float(paper(1.0, 512, 4000)(3999)), 6)
     0.000699
     """
     return inverse_sqrt(factor * (d_model * warmup_steps) ** -0.5, warmup_steps)
