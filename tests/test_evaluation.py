@@ -1,5 +1,6 @@
 """sacreBLEU's numbers under our names, and dev metrics as sums."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -7,7 +8,11 @@ import sacrebleu
 from sacrebleu.metrics.chrf import CHRF
 
 from transformer_jax.training.metrics import Mean, Metrics
-from transformer_jax.translation.evaluation import dev_loss, evaluate_translation
+from transformer_jax.translation.evaluation import (
+    check_tokenizer,
+    dev_loss,
+    evaluate_translation,
+)
 
 REFERENCES = ["The man reads a book .", "A dog sleeps under the table .", "two beers"]
 HYPOTHESES = ["the man reads the book .", "A dog is under a table .", "two beer"]
@@ -58,3 +63,11 @@ def test_dev_metrics_are_added():
     assert dev_loss(eval_step, 2.0, batches)["loss"] == (8.0, 4.0)
     with pytest.raises(ValueError, match="no sentences"):
         dev_loss(eval_step, 2.0, [])
+
+
+def test_a_tokenizer_without_its_library_is_named(monkeypatch):
+    for name in ("MeCab", "mecab_ko"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for tokenize, extra in (("ja-mecab", "ja"), ("ko-mecab", "ko")):
+        with pytest.raises(ValueError, match=rf"pip install 'sacrebleu\[{extra}\]'"):
+            check_tokenizer(tokenize)

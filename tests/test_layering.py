@@ -12,6 +12,7 @@ FLOORS = {
     "validation": 0,
     "types": 0,
     "sealed": 0,
+    "compilation": 0,
     "trees": 1,
     "config": 1,
     "recipes": 2,

@@ -173,12 +173,11 @@ def test_a_run_killed_by_sigterm_goes_on_bitwise(tmp_path):
     assert events(workdir, "resume")[0]["step"] == stopped
 
 
-def test_a_finished_run_has_nothing_to_do(tmp_path, capsys, one_device):
+def test_a_finished_run_has_nothing_to_do(tmp_path, capsys, one_device, monkeypatch):
     config = steps(toy(tmp_path), 2)
     first = train(config, tmp_path / "run")
-    start = time.monotonic()
+    monkeypatch.setattr("transformer_jax.trainer.startup.prepare", pytest.fail)
     again = train(config, tmp_path / "run")
-    assert time.monotonic() - start < 1
     assert (again.step, again.reason) == (2, "finished")
     assert again.progress.target_tokens == first.progress.target_tokens > 0
     assert "nothing to do" in capsys.readouterr().out
@@ -291,3 +290,58 @@ def test_eight_devices_train_as_one(tmp_path, many, monkeypatch):
     ]
     assert len(losses[0]) == 4
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_changed_text_is_noticed_when_a_run_goes_on(tmp_path, one_device):
+    config = steps(toy(tmp_path), 2)
+    train(config, tmp_path / "run")
+    path = tmp_path / "train.source"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], "h g"]) + "\n")
+    with pytest.raises(ValueError, match="it belongs to other data"):
+        train(steps(config, 4), tmp_path / "run")
+
+
+def test_the_origin_of_weights_is_noted_and_cannot_come_later(tmp_path, one_device):
+    config = steps(toy(tmp_path), 1)
+    for name, origin in (("first", None), ("second", tmp_path / "first")):
+        train(steps(config, 0 if origin else 1), tmp_path / name, init_from=origin)
+    noted = CheckpointStore(tmp_path / "second").origin()
+    weights = CheckpointStore(tmp_path / "first").restore_params()
+    assert noted == {
+        "run": str(tmp_path / "first"),
+        "step": 1,
+        "params_sha256": params_sha256(weights),
+    }
+    with pytest.raises(ValueError, match="--init-from comes too late"):
+        train(config, tmp_path / "first", init_from=tmp_path / "second")
+
+
+def test_dev_sentences_beyond_learned_positions_are_found_before_training(
+    tmp_path, one_device
+):
+    config = steps(toy(tmp_path), 1)
+    with (tmp_path / "dev.source").open("a") as source:
+        source.write("a b c d e f g h " * 4 + "\n")
+    with (tmp_path / "dev.target").open("a") as target:
+        target.write("a\n")
+    model = dataclasses.replace(MODEL, positions="learned", max_positions=16)
+    config = dataclasses.replace(config, model=model)
+    with pytest.raises(ValueError, match=r"Pair 21 of validation has \d+ pieces"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_skipped_updates_do_not_move_the_logged_rate(tmp_path, one_device):
+    """All updates are skipped, so the rate stays that of the first."""
+    config = toy(tmp_path, max_bad_steps=3, log_every=1)
+    config = dataclasses.replace(
+        config, optimizer=OptimizerConfig(learning_rate=1e30, warmup_steps=10)
+    )
+    with pytest.raises(ValueError, match="not finite"):
+        train(config, tmp_path / "run")
+    logged = events(tmp_path / "run", "train")
+    skipped = np.cumsum([record["skipped"] for record in logged])
+    rates = [record["learning_rate"] for record in logged]
+    updates = [max(r["step"] - n, 0) for r, n in zip(logged, skipped, strict=True)]
+    np.testing.assert_allclose(rates, [1e29 * n for n in updates], rtol=1e-5)

@@ -121,3 +121,25 @@ def test_training_overfits_a_batch():
     metrics = compute(jax.jit(make_eval_step(objective))(state.params, batch))
     assert metrics["accuracy"] == 1.0
     assert metrics["nll"] < 0.2
+
+
+def test_averages_and_micro_batches_are_added_in_float32():
+    """bfloat16 has 8 bits: 1 + 0.001 is 1, so that an average would never move."""
+    model, params = tiny_model(param_dtype="bfloat16")
+    objective = make_objective(model, 0.1, deterministic=True)
+    state = init_state(params, OPTIMIZER, ema=True)
+    step = make_train_step(objective, OPTIMIZER, ema_decay=0.999, accumulate=2)
+    new, _ = jax.jit(step)(state, tiny_batch(**LENGTHS), jax.random.key(0))
+    chex.assert_trees_all_equal_dtypes(new.params, params)
+    wanted = jax.tree.map(
+        lambda old, p: 0.999 * old.astype(jnp.float32) + 0.001 * p.astype(jnp.float32),
+        params,
+        new.params,
+    )
+    chex.assert_trees_all_close(new.ema_params, wanted, rtol=1e-5)
+    assert any(
+        np.any(np.asarray(a) != np.asarray(b, np.float32))
+        for a, b in zip(
+            jax.tree.leaves(new.ema_params), jax.tree.leaves(params), strict=True
+        )
+    )

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import threading
 
 import pytest
 import sacrebleu
@@ -73,6 +74,7 @@ def translate(tmp_path, data: bytes, *words: str) -> list[str]:
         ("ä🍺\n".encode(), ["Ä🍺"]),
         (b"a\xffb\nc\n", ["A\ufffdB", "C"]),
         (gzip.compress(b"a\nb\n"), ["A", "B"]),
+        (b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", ["A", "\ufeffB"]),
         (b"a" * 200_000 + b"\nb\n", ["A" * 200_000, "B"]),
     ],
 )
@@ -254,3 +256,57 @@ def test_score_writes_one_object_a_line(monkeypatch, tmp_path, capsys):
         assert sum(score["token_log_probabilities"]) == pytest.approx(
             score["log_probability"]
         )
+
+
+def test_a_pipe_can_be_the_input(shouter, tmp_path, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    write = threading.Thread(target=pipe.write_bytes, args=(gzip.compress(b"a\nb\n"),))
+    write.start()
+    assert main(["translate", "--checkpoint", "run", "--input", str(pipe)]) == 0
+    write.join()
+    assert capsys.readouterr().out == "A\nB\n"
+
+
+def test_a_truncated_gzip_file_is_named_and_the_output_stays(shouter, tmp_path, capsys):
+    source, output = tmp_path / "in.gz", tmp_path / "out.txt"
+    source.write_bytes(gzip.compress(os.urandom(9999).hex().encode())[:-1000])
+    output.write_text("before")
+    words = ["--input", str(source), "--output", str(output), "--no-progress"]
+    assert main(["translate", "--checkpoint", "run", *words]) == 1
+    assert f"{source} cannot be read" in capsys.readouterr().err
+    assert output.read_text() == "before"
+
+
+def test_output_can_be_a_pipe_or_a_link(shouter, tmp_path):
+    source, pipe, link = (tmp_path / name for name in ("in.txt", "pipe", "link"))
+    source.write_text("a\n")
+    os.mkfifo(pipe)
+    target = tmp_path / "target.txt"
+    link.symlink_to(target)
+    got = []
+    read = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    read.start()
+    for output in (pipe, link):
+        words = ["--input", str(source), "--output", str(output), "--no-progress"]
+        assert main(["translate", "--checkpoint", "run", *words]) == 0
+    read.join()
+    assert got == ["A\n"]
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert target.read_text() == "A\n"
+
+
+def test_the_runs_own_n_best_counts(shouter, tmp_path, monkeypatch):
+    monkeypatch.setattr(shouter, "search", SearchConfig(beam_size=5, n_best=2))
+    lines = translate(tmp_path, b"a\n")
+    assert [line.split(" ||| ")[1] for line in lines] == ["A", "a"]
+
+
+def test_evaluate_refuses_options_that_would_do_nothing(tmp_path, capsys):
+    text = tmp_path / "text"
+    text.write_text("a\n")
+    files = ["--reference", str(text), "--hypothesis", str(text)]
+    for words in (["--source", str(text)], ["--step", "3"], ["--beam-size", "3"]):
+        assert main(["evaluate", *files, *words]) == 1
+        assert "goes with --checkpoint" in capsys.readouterr().err

@@ -6,9 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import transformer_jax
+from transformer_jax.compilation import keep_compiled_programs
 
 VERBS = {
     "train": "train a model, or go on with a training that was stopped",
@@ -96,16 +96,6 @@ def _dispatch(words: list[str]) -> int:
     import tyro
 
     return module.run(tyro.cli(module.Args, prog=prog, args=rest))
-
-
-def keep_compiled_programs() -> None:
-    """Lets jax find at the next start what it compiles at this one."""
-    if "jax" not in sys.modules:
-        os.environ.setdefault(
-            "JAX_COMPILATION_CACHE_DIR",
-            str(Path("~/.cache/transformer_jax/xla").expanduser()),
-        )
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def help_text() -> str:

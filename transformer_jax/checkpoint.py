@@ -67,8 +67,15 @@ class CheckpointStore:
         """Whether `write_run` was called on this folder, now or earlier."""
         return (self.workdir / "run.json").is_file()
 
-    def write_run(self, config_json: str, tokenizer_files: Mapping[str, bytes]) -> None:
-        """Makes the folder a run, or renews its settings."""
+    def write_run(
+        self,
+        config_json: str,
+        tokenizer_files: Mapping[str, bytes],
+        *,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Makes the folder a run, or renews its settings; `origin` says where its first
+        weights came from, if they were not drawn at random."""
         _wait_for_all("write_run begins")
         if jax.process_index() == 0:
             run = {
@@ -76,6 +83,7 @@ class CheckpointStore:
                 "version": FORMAT_VERSION,
                 "config": json.loads(config_json),
                 "tokenizer": {n: digest(x) for n, x in tokenizer_files.items()},
+                "origin": origin,
             }
             run["sha256"] = digest(_to_json(run))
             write_files(self.workdir / "tokenizer", tokenizer_files)
@@ -89,6 +97,10 @@ class CheckpointStore:
         if step is None:
             return json.dumps(self._run()["config"], indent=2)
         return self._checkpoint(step).read("config.json").decode()
+
+    def origin(self) -> dict[str, Any] | None:
+        """Where the run's first weights came from: None if drawn at random."""
+        return self._run().get("origin")
 
     def tokenizer_files(self, step: int | None = None) -> dict[str, bytes]:
         """The tokenizer's files, by name: of the run, or of a checkpoint."""

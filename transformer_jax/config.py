@@ -103,6 +103,13 @@ class ModelConfig:
         )
 
     @property
+    def num_positions(self) -> int:
+        """Longest sequence, in tokens; practically endless with sinusoids."""
+        if self.positions == "sinusoidal":
+            return 2**31 - 1
+        return self.max_positions - self.position_offset
+
+    @property
     def source_is_target_table(self) -> bool:
         """Whether source and target tokens share one embedding table."""
         return self.tied_embeddings in ("all", "source_target")

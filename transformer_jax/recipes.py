@@ -19,7 +19,8 @@ MAY_CHANGE = (
     r"data\.(dir|prepared_dir|num_workers)",
 )
 """Settings that may differ when a run is started again: none changes what an update
-computes. Schedules carry their own horizon, so `steps` is among them."""
+computes, as long as the rows of a batch divide over the mesh (else a batch has fewer).
+Schedules carry their own horizon, so `steps` is among them."""
 
 _CONFIG = TypeAdapter(Config)
 

@@ -47,11 +47,16 @@ class Args:
 def run(args: Args) -> int:
     """Prints the metrics."""
     from transformer_jax.data.text import read_pairs
-    from transformer_jax.translation.evaluation import evaluate_translation
+    from transformer_jax.translation.evaluation import (
+        check_tokenizer,
+        evaluate_translation,
+    )
 
+    check_tokenizer(args.tokenize)
     if (args.hypothesis is None) == (args.checkpoint is None):
         raise ValueError("Give either --checkpoint with --source, or --hypothesis.")
     if args.hypothesis is not None:
+        _refuse_options_of_a_run(args)
         hypotheses, references = read_pairs([args.hypothesis], [args.reference])
     elif args.source is not None:
         sources, references = read_pairs([args.source], [args.reference])
@@ -63,6 +68,17 @@ def run(args: Args) -> int:
     )
     print(json_line({**scores, "sentences": len(references)}))
     return 0
+
+
+def _refuse_options_of_a_run(args: Args) -> None:
+    """Options that would do nothing are mistakes."""
+    given = {"source": args.source, "output": args.output, "step": args.step}
+    names = [f"--{name}" for name, value in given.items() if value is not None]
+    if names or args.search != AS_TRAINED:
+        raise ValueError(
+            f"{', '.join(names) or 'A search option'} goes with --checkpoint: with "
+            "--hypothesis nothing is translated. Leave out the one or the other."
+        )
 
 
 def _translations(args: Args, sources: list[str]) -> list[str]:

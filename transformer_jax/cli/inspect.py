@@ -54,6 +54,7 @@ def inspect_run(checkpoint: str | Path, *, step: int | None = None) -> dict[str,
         **facts,
         "metrics": store.metrics(step),
         "note": store.note(step),
+        "origin": store.origin(),
         "resumable": store.position(step) is not None,
         "config": json.loads(store.config_json(step)),
     }
@@ -77,6 +78,9 @@ def in_words(facts: dict[str, Any]) -> str:
         "ema_params_sha256": facts.get("ema_params_sha256", ""),
         "dev metrics": ", ".join(metrics) or "none",
         "note": facts["note"],
+        "origin": "{run} step {step}".format(**facts["origin"])
+        if facts["origin"]
+        else "",
     }
     text = [f"{name:<19}{value}" for name, value in lines.items() if value != ""]
     text.append("settings that are not the defaults:")

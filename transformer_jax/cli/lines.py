@@ -1,7 +1,6 @@
 """Lines in and lines out, for verbs that read text and answer line by line."""
 
 import contextlib
-import gzip
 import io
 import json
 import math
@@ -12,7 +11,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO, cast
+from typing import Any, BinaryIO, NamedTuple, TextIO
+
+from transformer_jax.data.text import open_text, without_end
 
 CHUNK_LINES = 8192
 """Lines of a file that are held and answered at a time."""
@@ -31,7 +32,7 @@ class Chunk(NamedTuple):
 def count_lines(path: Path) -> int:
     """Lines of a file, the last one with or without a newline."""
     count, last = 0, b"\n"
-    with _open(path) as file:
+    with open_text(path) as file:
         while block := file.read(1 << 20):
             count, last = count + block.count(b"\n"), block[-1:]
     return count + (last != b"\n")
@@ -39,7 +40,7 @@ def count_lines(path: Path) -> int:
 
 def file_chunks(path: Path) -> Iterator[Chunk]:
     """A file's lines."""
-    with _open(path) as file:
+    with open_text(path) as file:
         yield from _full_chunks(file)
 
 
@@ -57,23 +58,11 @@ def stdin_chunks() -> Iterator[Chunk]:
 
 def check_readable(path: Path) -> None:
     """Raises ValueError with what to do when a file cannot be read."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a text file in it.")
-    if not path.exists():
-        raise ValueError(f"There is no file {path}. Check the path.")
-    if path.is_file() and not path.stat().st_size:
-        raise ValueError(f"{path} is empty: it must hold one sentence a line.")
-
-
-def _open(path: Path) -> BinaryIO:
-    """A file's bytes, plain or gzip."""
-    file = path.open("rb")
-    start = file.read(2)
-    file.seek(0)
-    if start != b"\x1f\x8b":
-        return file
-    file.close()
-    return cast(BinaryIO, gzip.open(path, "rb"))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return  # a pipe can be read once only
+    with open_text(path) as file:
+        if not file.peek(1):
+            raise ValueError(f"{path} is empty: it must hold one sentence a line.")
 
 
 def _full_chunks(stream: BinaryIO) -> Iterator[Chunk]:
@@ -113,7 +102,7 @@ def _eager_chunks(stream: BinaryIO) -> Iterator[Chunk]:
 def _decode(raw: list[bytes]) -> Chunk:
     lines, damaged = [], []
     for place, line in enumerate(raw):
-        line = line.removesuffix(b"\n").removesuffix(b"\r")
+        line = without_end(line)
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError:

@@ -44,9 +44,10 @@ class Args:
     """Text to translate, plain or gzip. Default: stdin."""
     output: Path | None = None
     """File for the translations; it appears when all is done. Default: stdout."""
-    n_best: int = 1
-    """Translations for each line. With more than one, lines are "number ||| translation
-    ||| score", numbered from 0, unless --json is given."""
+    n_best: int | None = None
+    """Translations for each line. Default: as the run's recipe says, usually one. With
+    more than one, lines are "number ||| translation ||| score", numbered from 0, unless
+    --json is given."""
     json: bool = False
     """One object a line: translation, score (log-probability over length penalty),
     log_probability (natural, end token included), tokens (pieces, end included); with
@@ -69,6 +70,7 @@ def run(args: Args) -> int:
 
     translator = Translator.load(args.checkpoint, step=args.step)
     search = chosen_search(translator.search, args.search, n_best=args.n_best)
+    several = search.n_best > 1
     done, damaged = 0, []
     with output_to(args.output) as out, _bar(args) as bar:
         for chunk in _chunks(args):
@@ -80,8 +82,10 @@ def run(args: Args) -> int:
                 first_line=done + 1,
             )
             for place, translation in enumerate(translations):
-                for line in output_lines(args, done + place, translation):
-                    print(line, file=out)
+                lines = output_lines(
+                    translation, done + place, as_json=args.json, several=several
+                )
+                out.writelines(f"{line}\n" for line in lines)
             out.flush()
             damaged += [done + place + 1 for place in chunk.damaged]
             done += len(chunk.lines)
@@ -94,16 +98,18 @@ def run(args: Args) -> int:
     return 0
 
 
-def output_lines(args: Args, number: int, translation: "Translation") -> Iterator[str]:
-    """What is written for one line of input."""
-    if args.json:
+def output_lines(
+    translation: "Translation", number: int, *, as_json: bool, several: bool
+) -> Iterator[str]:
+    """What is written for line `number` of the input, counted from 0."""
+    if as_json:
         value = to_json(translation)
         if translation.truncated:
             value["truncated"] = True
-        if args.n_best > 1:
+        if several:
             value["hypotheses"] = [to_json(each) for each in translation.hypotheses]
         yield json_line(value)
-    elif args.n_best > 1:
+    elif several:
         for each in translation.hypotheses:
             yield f"{number} ||| {one_line(each.text)} ||| {each.score:.6f}"
     else:
@@ -126,5 +132,7 @@ def _chunks(args: Args) -> Iterator[Chunk]:
 
 def _bar(args: Args) -> tqdm.tqdm:
     shown = args.input is not None and args.progress
-    total = count_lines(args.input) if args.input is not None and shown else None
+    total = None
+    if args.input is not None and shown and args.input.is_file():
+        total = count_lines(args.input)
     return tqdm.tqdm(total=total, unit=" lines", disable=not shown)

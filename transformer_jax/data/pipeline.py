@@ -70,6 +70,7 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
             "batching": settings.config.data.batching,
             "num_pairs": stream.num_pairs,
             "seed": settings.config.seed,
+            "data": stream.name,
         }
         self._position = 0
         self._counts = FilterCounts()
@@ -120,7 +121,7 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
 
     def set_state(self, state: dict[str, Any]) -> None:
         for name, value in self._identity.items():
-            if state.get(name) != value:
+            if state.get(name, value) != value:
                 raise ValueError(
                     f"The saved data position has {name} {state.get(name)!r}, but this "
                     f"run has {value!r}: it belongs to other data or settings. Use the "
@@ -263,12 +264,10 @@ def eval_batches(
     ]
     longer = np.array([max(lengths(example)) for example in examples], np.int64)
     order = np.argsort(-longer, kind="stable")
-    learned = model.positions == "learned"
-    limit = model.max_positions - model.position_offset if learned else 2**31
     start = 0
     while start < len(order):
         longest = int(longer[order[start]])
-        length = max(longest, min(round_length(longest), limit))
+        length = max(longest, min(round_length(longest), model.num_positions))
         rows = max(batch_tokens // length // rows_multiple, 1) * rows_multiple
         chosen = order[start : start + rows]
         indices = np.full(rows, -1, np.int64)

@@ -49,10 +49,16 @@ class PairSource(Protocol):
 
 
 class TfdsPairs:
-    """The pairs of one split of a prepared TFDS data set; can be pickled."""
+    """The pairs of one split of a prepared TFDS data set; can be pickled.
 
-    def __init__(self, records: Any, source_language: str, target_language: str):
+    `name` tells them from others: data set, settings, version, split, direction.
+    """
+
+    def __init__(
+        self, records: Any, source_language: str, target_language: str, *, name: str
+    ):
         self._records = records
+        self.name = name
         self._source_language = source_language
         self._target_language = target_language
 
@@ -89,7 +95,9 @@ def open_split(config: DataConfig, split: str, *, workdir: Path) -> PairSource:
         ) from error
     if not len(records):
         raise ValueError(f"The split {split!r} of {config.name} holds no sentences.")
-    return TfdsPairs(records, config.source_language, config.target_language)
+    source, target = config.source_language, config.target_language
+    name = f"{builder.info.full_name} {split} {source}-{target}"
+    return TfdsPairs(records, source, target, name=name)
 
 
 def list_splits(config: DataConfig, *, workdir: Path) -> dict[str, int]:

@@ -36,6 +36,7 @@ class ExampleStream:
 
     def __init__(self, pairs: "PairSource", tokenizer: "Tokenizer", config: Config):
         self.num_pairs = len(pairs)
+        self.name: str = getattr(pairs, "name", "")  # a plain list has none
         self._pairs = pairs
         self._tokenizer = tokenizer
         self._config = config

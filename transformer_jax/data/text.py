@@ -1,15 +1,38 @@
 """Lines of text files, plain or gzip: split on \\n only, and strictly UTF-8."""
 
+import contextlib
 import gzip
 import hashlib
+import io
 import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any
 
 _GZIP = b"\x1f\x8b"
 """How gzip files begin; no UTF-8 text can."""
+_MARK = b"\xef\xbb\xbf"
+"""The byte-order mark, which is no part of a text."""
+
+
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator["io.BufferedReader[Any]"]:
+    """The bytes of a text file or pipe, plain or gzip, behind a byte-order mark if any.
+
+    A file that cannot be opened or read to its end raises ValueError.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            text: Any = stack.enter_context(path.open("rb"))
+            if text.peek(len(_GZIP)).startswith(_GZIP):
+                inside = stack.enter_context(gzip.GzipFile(fileobj=text))
+                text = stack.enter_context(io.BufferedReader(inside))
+            if text.peek(len(_MARK)).startswith(_MARK):
+                text.read(len(_MARK))
+            yield text
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(_unreadable(path, error)) from None
 
 
 def stream_lines(path: Path) -> Iterator[str]:
@@ -19,11 +42,9 @@ def stream_lines(path: Path) -> Iterator[str]:
     """
     number = 0
     try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                # utf-8-sig would also strip marks inside the text, line by line.
-                start = 3 if number == 1 and line.startswith(b"\xef\xbb\xbf") else 0
-                yield _without_end(line[start:]).decode("utf-8")
+        with open_text(path) as file:
+            for number, line in enumerate(file, start=1):  # noqa: B007
+                yield without_end(line).decode("utf-8")
     except UnicodeDecodeError as error:
         wrong = error.object[error.start]
         raise ValueError(
@@ -31,8 +52,6 @@ def stream_lines(path: Path) -> Iterator[str]:
             f"0x{wrong:02x}, which is not valid UTF-8. Convert the file to UTF-8 (for "
             "example with iconv), or mend the line."
         ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(_unreadable(path, error)) from None
     if not number:
         raise ValueError(f"{path} is empty: it must hold one sentence a line.")
 
@@ -110,17 +129,12 @@ def _stream_pairs(
         )
 
 
-def _open(path: Path) -> BinaryIO:
-    file = path.open("rb")
-    start = file.read(len(_GZIP))
-    file.seek(0)
-    if start != _GZIP:
-        return file
-    file.close()
-    return cast(BinaryIO, gzip.open(path, "rb"))
+def without_end(line: bytes) -> bytes:
+    """A line without its \\n or \\r\\n.
 
-
-def _without_end(line: bytes) -> bytes:
+    >>> without_end(b"a\\r\\n")
+    b'a'
+    """
     return line.removesuffix(b"\n").removesuffix(b"\r")
 
 

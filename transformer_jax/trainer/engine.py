@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -172,13 +170,3 @@ def check_same_shapes(params: Params, wanted: Params) -> None:
                 f"checkpoint and {here.get(name)} in the model. Start from a run with "
                 "the same model settings."
             )
-
-
-def use_compilation_cache() -> Path:
-    """Keeps compiled programs between starts, in JAX_COMPILATION_CACHE_DIR if set."""
-    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    folder = Path(chosen) if chosen else Path("~/.cache/transformer_jax/xla")
-    folder = folder.expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return folder

@@ -10,7 +10,7 @@ import numpy as np
 
 from transformer_jax import parallel
 from transformer_jax.analysis.plots import plot_curves
-from transformer_jax.checkpoint import CheckpointStore
+from transformer_jax.checkpoint import CheckpointStore, count_params
 from transformer_jax.config import Config
 from transformer_jax.trainer.dev import LOWER_IS_BETTER, DevSet
 from transformer_jax.trainer.interrupts import StopError, StopSignals
@@ -116,7 +116,8 @@ class Run:
         first, last = self.step, self.config.train.steps
         self.reporter.open(first)
         name = "resume" if first else "start"
-        self._event(name, **environment(), steps=last, parameters=self._num_params())
+        size = count_params(self.state.params)
+        self._event(name, **environment(), steps=last, parameters=size)
         self.reporter.start_bar(first, last)
         try:
             return self._end(self._updates())
@@ -159,7 +160,7 @@ class Run:
     def _log(self) -> None:
         """Reports the updates since the last report."""
         values = self.window.take(self.update_watch.seconds())
-        values["learning_rate"] = self.engine.learning_rate(self.step)
+        values["learning_rate"] = self._learning_rate()
         self._tally()
         self._event(
             "train",
@@ -235,7 +236,7 @@ class Run:
         return self.signals.received is not None
 
     def _give_up(self) -> None:
-        rate = self.engine.learning_rate(self.step)
+        rate = self._learning_rate()
         saved = "none" if self.saved_step is None else f"of step {self.saved_step}"
         message = (
             f"Loss or gradient was not finite in {self.window.bad_steps} updates in a "
@@ -298,8 +299,9 @@ class Run:
             )
         )
 
-    def _num_params(self) -> int:
-        return sum(x.size for x in jax.tree.leaves(self.state.params))
+    def _learning_rate(self) -> float:
+        """Of the last update: those that were skipped did not move the schedule."""
+        return self.engine.learning_rate(self.step - int(self.state.skipped_steps))
 
     def _event(self, name: str, **values: object) -> None:
         seconds = self.earlier.seconds + self.watch.seconds()

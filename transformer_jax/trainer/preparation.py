@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.config import Config
+from transformer_jax.data.examples import make_example
 from transformer_jax.data.sources import Pair, PairSource, open_split
 from transformer_jax.data.tokenizer import (
     Tokenizer,
@@ -17,6 +18,7 @@ from transformer_jax.recipes import (
     check_same_run,
     config_from_json,
 )
+from transformer_jax.translation.evaluation import check_tokenizer
 
 Say = Callable[[str], None]
 
@@ -51,6 +53,12 @@ def settle_config(
             config, model=origin.model, tokenizer=origin.tokenizer
         )
     if init_from is not None:
+        if store.origin() is None:
+            raise ValueError(
+                f"{store.workdir} holds a run that did not start from another one: "
+                "--init-from comes too late for it. Leave it out to go on with that "
+                "run, or give another --workdir."
+            )
         config = dataclasses.replace(config, model=old.model, tokenizer=old.tokenizer)
     sizes = (old.model.source_vocab_size, old.model.target_vocab_size)
     config = with_vocabulary(config, *sizes)
@@ -102,6 +110,8 @@ def prepare(
     `config` comes from `settle_config`.
     """
     check_positions(config)
+    if config.data.dev_split:
+        check_tokenizer(config.evaluation.tokenize)
     say(f"data         {config.data.name}: opening {config.data.train_split}")
     train_pairs = open_split(
         config.data, config.data.train_split, workdir=store.workdir
@@ -119,6 +129,7 @@ def prepare(
     config = with_vocabulary(
         config, tokenizer.source_vocab_size, tokenizer.target_vocab_size
     )
+    check_dev_lengths(config, tokenizer, dev_pairs)
     return Prepared(config, tokenizer, train_pairs, dev_pairs)
 
 
@@ -126,12 +137,28 @@ def check_positions(config: Config) -> None:
     """A learned position table must be as long as the rows it is used on."""
     data, model = config.data, config.model
     longest = data.pack_length if data.batching == "pack" else max(data.bucket_lengths)
-    if model.positions == "learned" and longest > model.max_positions:
+    if longest > model.num_positions:
         raise ValueError(
-            f"Rows have {longest} positions, but model.max_positions is "
-            f"{model.max_positions}: raise it, or shorten the rows (data.pack_length, "
-            "data.bucket_lengths)."
+            f"Rows have {longest} positions, but the learned table has "
+            f"{model.num_positions}: raise model.max_positions, or shorten the rows "
+            "(data.pack_length, data.bucket_lengths)."
         )
+
+
+def check_dev_lengths(config: Config, tokenizer: Tokenizer, pairs: list[Pair]) -> None:
+    """A learned position table must hold every dev sentence: none is left out."""
+    limit = config.model.num_positions
+    if config.model.positions != "learned":
+        return
+    for number, pair in enumerate(pairs, start=1):
+        example = make_example(pair, tokenizer, config.model)
+        longest = max(len(example["inputs"]), len(example["targets"]))
+        if longest > limit:
+            raise ValueError(
+                f"Pair {number} of {config.data.dev_split} has {longest} pieces on a "
+                f"side, but the learned position table has {limit}: raise "
+                "model.max_positions, or leave the pair out of the dev data."
+            )
 
 
 def new_tokenizer(config: Config, pairs: PairSource, say: Say) -> Tokenizer:

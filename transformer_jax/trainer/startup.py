@@ -1,11 +1,12 @@
 """Everything between the command and the first update."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from transformer_jax.checkpoint import CheckpointStore
+from transformer_jax.compilation import keep_compiled_programs
 from transformer_jax.config import Config
 from transformer_jax.data.pipeline import TrainBatches, train_batches
 from transformer_jax.recipes import config_to_json
@@ -13,7 +14,6 @@ from transformer_jax.trainer.engine import (
     CompiledSteps,
     Engine,
     build_engine,
-    use_compilation_cache,
 )
 from transformer_jax.trainer.preparation import (
     Prepared,
@@ -25,6 +25,7 @@ from transformer_jax.trainer.progress import Progress
 from transformer_jax.trainer.reporting import Reporter
 from transformer_jax.trainer.saving import Restored, restore
 from transformer_jax.trainer.summary import summary
+from transformer_jax.trees import params_sha256
 
 
 class Started(NamedTuple):
@@ -62,11 +63,15 @@ def start(
         return done
     if origin is not None and not store.has_run():
         _tell_replaced(config, used, reporter)
-    use_compilation_cache()
+    keep_compiled_programs()
     prepared = prepare(used, store, init_from=origin, say=reporter.say)
     engine = build_engine(prepared.config)
     reporter.say(summary(prepared, engine))
-    store.write_run(config_to_json(prepared.config), prepared.tokenizer.files())
+    store.write_run(
+        config_to_json(prepared.config),
+        prepared.tokenizer.files(),
+        origin=store.origin() if store.has_run() else _note_origin(origin),
+    )
     batches = _batches(prepared, engine)
     try:
         restored = _state(engine, store, origin, batches)
@@ -101,6 +106,15 @@ def _tell_replaced(asked: Config, used: Config, reporter: Reporter) -> None:
     if replaced:
         pairs = ", ".join(f"{name} {value}" for name, value in replaced.items())
         reporter.say(f"{'init-from':<13}takes from the other run: {pairs}")
+
+
+def _note_origin(origin: CheckpointStore | None) -> dict[str, Any] | None:
+    """What a new run notes of the run that its weights come from."""
+    if origin is None:
+        return None
+    step = origin.chosen_step()
+    digest = params_sha256(origin.restore_params(step=step))
+    return {"run": str(origin.workdir), "step": step, "params_sha256": digest}
 
 
 def _batches(prepared: Prepared, engine: Engine) -> TrainBatches:

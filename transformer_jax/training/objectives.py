@@ -28,13 +28,9 @@ def make_objective(
     def objective(
         params: Params, batch: Batch, rng: PRNGKey | None
     ) -> tuple[Array, Metrics]:
-        apply: Callable[..., Any] = model.apply
-        hidden, table, bias = apply(
-            {"params": params},
-            batch,
-            deterministic=deterministic,
-            rngs=None if rng is None else {"dropout": rng},
-            method=_last_hidden,
+        rngs = None if rng is None else {"dropout": rng}
+        hidden, table, bias = last_hidden(
+            model, params, batch, deterministic=deterministic, rngs=rngs
         )
         weights = (batch.target_segment_ids > 0).astype(jnp.float32)
         sums = fused_cross_entropy(
@@ -51,21 +47,32 @@ def make_objective(
     return objective
 
 
-def _last_hidden(
-    model: nn.Module, batch: Batch, *, deterministic: bool
+def last_hidden(
+    model: nn.Module,
+    params: Params,
+    batch: Batch,
+    *,
+    deterministic: bool = True,
+    rngs: dict[str, PRNGKey] | None = None,
 ) -> tuple[Array, Array, Array | None]:
-    """Encode and decode a batch in one pass: hidden [B, T, D], table, bias."""
-    encoded = model.encode(
-        batch.inputs,
-        batch.input_segment_ids,
-        batch.input_positions,
-        deterministic=deterministic,
-    )
-    return model.decode_hidden(
-        batch.decoder_inputs,
-        encoded,
-        input_segment_ids=batch.input_segment_ids,
-        target_segment_ids=batch.target_segment_ids,
-        target_positions=batch.target_positions,
-        deterministic=deterministic,
-    )
+    """Encode and decode a batch in one pass: hidden [B, T, D], table [V, D] and bias
+    [V] or None."""
+
+    def forward(model: Any) -> tuple[Array, Array, Array | None]:
+        encoded = model.encode(
+            batch.inputs,
+            batch.input_segment_ids,
+            batch.input_positions,
+            deterministic=deterministic,
+        )
+        return model.decode_hidden(
+            batch.decoder_inputs,
+            encoded,
+            input_segment_ids=batch.input_segment_ids,
+            target_segment_ids=batch.target_segment_ids,
+            target_positions=batch.target_positions,
+            deterministic=deterministic,
+        )
+
+    apply: Callable[..., Any] = model.apply
+    return apply({"params": params}, rngs=rngs, method=forward)

@@ -18,7 +18,7 @@ class TrainState:
     params: Params
     opt_state: optax.OptState
     ema_params: Params | None
-    """Exponential average of the parameters, or None."""
+    """Exponential average of the parameters in float32, or None."""
     bad_steps: Array
     """Updates skipped in a row, because loss or gradient was not finite: int32."""
     skipped_steps: Array
@@ -49,7 +49,12 @@ def init_state(
         step=zero,
         params=params,
         opt_state=optimizer.init(params),
-        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        ema_params=jax.tree.map(_float32_copy, params) if ema else None,
         bad_steps=jnp.copy(zero),
         skipped_steps=jnp.copy(zero),
     )
+
+
+def _float32_copy(x: Array) -> Array:
+    # Steps of an average are too small for bfloat16, which would not move.
+    return jnp.array(x, jnp.float32, copy=True)

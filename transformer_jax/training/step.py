@@ -41,7 +41,9 @@ def make_train_step(
             _summed_gradients(objective, state.params, batch, rng, accumulate)
         )
         tokens = jnp.maximum(metrics["loss"].weight, 1)
-        grads = jax.tree.map(lambda g: (g / tokens).astype(g.dtype), grads)
+        grads = jax.tree.map(
+            lambda g, p: (g / tokens).astype(p.dtype), grads, state.params
+        )
         norm = optax.tree.norm(grads)
         ok = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].sum)
 
@@ -83,7 +85,10 @@ def make_eval_step(objective: Objective) -> EvalStep:
 def _summed_gradients(
     objective: Objective, params: Params, batch: Batch, rng: PRNGKey, accumulate: int
 ) -> tuple[Params, Metrics]:
-    """Gradients of the summed loss, and metrics, added over micro-batches of rows."""
+    """Gradients of the summed loss, and metrics, added over micro-batches of rows.
+
+    Many are added in float32, whatever the parameters are stored in.
+    """
     gradients = jax.grad(objective, has_aux=True)
     if accumulate == 1:
         return gradients(params, batch, rng)
@@ -100,7 +105,7 @@ def _summed_gradients(
     rngs = jax.random.split(rng, accumulate)
     first = jax.tree.map(lambda x: x[0], micro_batches)
     shapes = jax.eval_shape(gradients, params, first, rngs[0])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     return jax.lax.scan(add, zeros, (micro_batches, rngs))[0]
 
 
@@ -108,4 +113,6 @@ def _average(average: Params | None, params: Params, decay: float) -> Params | N
     """decay · average + (1 - decay) · params, where an average is kept."""
     if average is None:
         return None
-    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+    return jax.tree.map(
+        lambda a, p: decay * a + (1 - decay) * p.astype(a.dtype), average, params
+    )

@@ -56,6 +56,23 @@ def evaluate_translation(
     return found
 
 
+def check_tokenizer(tokenize: str) -> None:
+    """Raises if BLEU's tokenizer of this name lacks a library that it needs.
+
+    >>> check_tokenizer("13a")
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    try:
+        BLEU(tokenize=tokenize)
+    except (ImportError, RuntimeError):
+        language = tokenize.split("-")[0]
+        raise ValueError(
+            f"BLEU's tokenizer {tokenize!r} needs a library that is not installed: "
+            f"pip install 'sacrebleu[{language}]', or choose another (char needs none)."
+        ) from None
+
+
 def dev_loss(
     eval_step: Callable[[Params, Batch], Metrics],
     params: Params,

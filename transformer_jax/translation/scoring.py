@@ -13,8 +13,12 @@ from transformer_jax.data.batching import Batch
 from transformer_jax.data.pipeline import eval_batches
 from transformer_jax.data.sources import Pair
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.models.transformer import Transformer
+from transformer_jax.models.transformer import Transformer, project
+from transformer_jax.training.objectives import last_hidden
 from transformer_jax.types import Array, Params
+
+LOGIT_TOKENS = 1024
+"""Tokens whose logits are held at once, about."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +72,15 @@ def score_pairs(
 @functools.partial(jax.jit, static_argnames=("model",))
 def token_log_probabilities(params: Params, batch: Batch, *, model: nn.Module) -> Array:
     """log p(target token | source, target tokens before it): [B, T], 0 at padding."""
-    logits = model.apply(
-        {"params": params},
-        batch.inputs,
-        batch.decoder_inputs,
-        input_segment_ids=batch.input_segment_ids,
-        target_segment_ids=batch.target_segment_ids,
-        input_positions=batch.input_positions,
-        target_positions=batch.target_positions,
-        deterministic=True,
-    )
-    logits = cast(Array, logits)  # no collection is mutable
-    chosen = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
-    scores = chosen - jax.nn.logsumexp(logits, axis=-1)
+    hidden, table, bias = last_hidden(model, params, batch)
+
+    def of_row(row: tuple[Array, Array]) -> Array:
+        states, targets = row
+        logits = project(states[None], table, bias)[0]  # [T, V]
+        chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    # A few rows at a time: logits [B, T, V] of a large vocabulary fill the memory.
+    few = max(1, LOGIT_TOKENS // hidden.shape[1])
+    scores = jax.lax.map(of_row, (hidden, batch.targets), batch_size=few)
     return jnp.where(batch.target_segment_ids > 0, scores, 0.0)

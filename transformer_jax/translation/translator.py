@@ -15,7 +15,8 @@ import tqdm
 
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.config import SearchConfig
-from transformer_jax.data.examples import make_example
+from transformer_jax.data.batching import stack_rows
+from transformer_jax.data.examples import Example, make_example
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
 from transformer_jax.models.functions import encode_memory, init_cache, make_step_fn
 from transformer_jax.models.transformer import Transformer
@@ -110,14 +111,7 @@ class Translator:
     @property
     def max_source_tokens(self) -> int:
         """Longer sources, end token included, are cut."""
-        return min(MAX_SOURCE_TOKENS, self._max_positions)
-
-    @property
-    def _max_positions(self) -> int:
-        config = self.model.config
-        if config.positions == "sinusoidal":
-            return 2**31 - 1
-        return config.max_positions - config.position_offset
+        return min(MAX_SOURCE_TOKENS, self.model.config.num_positions)
 
     def translate(
         self,
@@ -209,31 +203,33 @@ class Translator:
         self, sources: list[np.ndarray], batch: SourceBatch, search: SearchConfig
     ) -> SearchResult:
         """Starts the search of one batch; the result may still be on its way."""
-        inputs = np.full((batch.rows, batch.length), self.tokenizer.pad_id, np.int32)
-        segment_ids = np.zeros_like(inputs)
+        nothing = make_example(("", ""), self.tokenizer, self.model.config)
+        rows = [[Example(**{**nothing, "inputs": sources[i]})] for i in batch.indices]
+        shape = (batch.rows, batch.length, 1)
+        padded = stack_rows(rows, shape, self.tokenizer.pad_id)
         max_lengths = np.zeros(batch.rows, np.int32)  # 0: rows that only fill up
-        longest = self._max_target(batch.length, search)
         for row, index in enumerate(batch.indices):
-            source = sources[index]
-            inputs[row, : len(source)] = source
-            segment_ids[row, : len(source)] = 1
-            words = len(source) - self.model.config.source_eos
+            words = len(sources[index]) - self.model.config.source_eos
             max_lengths[row] = self._max_target(words, search)
-        start = make_example(("", ""), self.tokenizer, self.model.config)
         plan = SearchPlan(
             search=search,
-            max_length=longest,
-            start_id=int(start["decoder_inputs"][0]),
+            max_length=self._max_target(batch.length, search),
+            start_id=int(nothing["decoder_inputs"][0]),
             eos_id=self.tokenizer.eos_id,
         )
         return search_batch(
-            self.params, inputs, segment_ids, max_lengths, model=self.model, plan=plan
+            self.params,
+            padded.inputs,
+            padded.input_segment_ids,
+            max_lengths,
+            model=self.model,
+            plan=plan,
         )
 
     def _max_target(self, pieces: int, search: SearchConfig) -> int:
         """Most target tokens, end included, for that many source pieces."""
         wanted = int(search.max_length_factor * pieces) + search.max_length_offset
-        return min(wanted, self._max_positions)
+        return min(wanted, self.model.config.num_positions)
 
     def _read(
         self, batch: SourceBatch, result: SearchResult
