@@ -32,7 +32,7 @@ def get_config() -> Config:
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=1500),
         train=TrainConfig(
-            steps=12_000, checkpoint_every=250, evaluate_every=1000, log_every=50
+            steps=20_000, checkpoint_every=250, evaluate_every=1000, log_every=50
         ),
         search=SearchConfig(method="beam", beam_size=5),
     )
