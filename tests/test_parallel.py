@@ -15,10 +15,11 @@ from transformer_jax import parallel
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
 from transformer_jax.data.batching import Batch
+from transformer_jax.models.functions import init_params
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.training.objectives import make_objective
 from transformer_jax.training.optimizer import make_optimizer
-from transformer_jax.training.state import init_params, init_state
+from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_eval_step, make_train_step
 from transformer_jax.trees import leaves_by_path
 

@@ -15,9 +15,9 @@ from transformer_jax.models import (
     init_cache,
     make_step_fn,
 )
+from transformer_jax.models.functions import init_params
 from transformer_jax.testing import tiny_batch, tiny_model
 from transformer_jax.training.objectives import make_objective
-from transformer_jax.training.state import init_params
 from transformer_jax.trees import leaves_by_path
 
 VARIANTS = {

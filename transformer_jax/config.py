@@ -42,8 +42,11 @@ class ModelConfig:
     """post: norm(x + f(x)), the paper's; pre: x + f(norm(x)), steadier when deep."""
     final_norm: bool | None = None
     """A norm after the last layer of each stack. Default: with pre-norm only."""
+    norm: Literal["layer_norm", "std"] = "layer_norm"
+    """layer_norm: (x - mean) / sqrt(variance + eps) (Ba et al., 2016). std: (x - mean)
+    / (std + eps) with the unbiased std (the Annotated Transformer)."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
-    """Added to the variance in layer norms (1e-5: PyTorch, fairseq, Marian)."""
+    """Added to the variance, or to the std (1e-5: PyTorch, fairseq, Marian)."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
     """Of the feed-forward layers (gelu: the exact one, with erf)."""
     gated: bool = False

@@ -17,7 +17,7 @@ from transformer_jax.config import (
 from transformer_jax.data.batching import Batch
 from transformer_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from transformer_jax.models import Transformer
-from transformer_jax.training.state import init_params
+from transformer_jax.models.functions import init_params
 from transformer_jax.types import Params
 
 TINY_VOCAB_SIZE = 24

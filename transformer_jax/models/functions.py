@@ -8,7 +8,22 @@ import jax.numpy as jnp
 from transformer_jax.config import ModelConfig
 from transformer_jax.models.attention import KeyValue
 from transformer_jax.models.layers import Memory
-from transformer_jax.types import Array, Cache, Params, StepFn, StepOutput
+from transformer_jax.types import Array, Cache, Params, PRNGKey, StepFn, StepOutput
+
+
+def init_params(model: nn.Module, rng: PRNGKey) -> Params:
+    """Fresh parameters; shapes do not depend on a batch."""
+    ones = jnp.ones((1, 1), jnp.int32)
+    return model.init(
+        rng,
+        ones,
+        ones,
+        input_segment_ids=ones,
+        target_segment_ids=ones,
+        input_positions=0 * ones,
+        target_positions=0 * ones,
+        deterministic=True,
+    )["params"]
 
 
 def row_positions(segment_ids: Array) -> Array:

@@ -32,8 +32,28 @@ class Memory(NamedTuple):
     """[B, S]; 0 = padding."""
 
 
-def layer_norm(config: ModelConfig, name: str | None = None) -> nn.LayerNorm:
-    """(x - mean) / √(variance + ε) · scale + bias, statistics in float32."""
+class StdNorm(nn.Module):
+    """(x - mean) / (std + ε) · scale + bias, std unbiased, statistics in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width, dtype = x.shape[-1:], jnp.dtype(self.config.param_dtype)
+        scale = self.param("scale", nn.initializers.ones, width, dtype)
+        bias = self.param("bias", nn.initializers.zeros, width, dtype)
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        std = jnp.std(wide, axis=-1, keepdims=True, ddof=1)
+        normed = scale[None, None] * centred / (std + self.config.norm_eps)
+        return (normed + bias[None, None]).astype(self.config.dtype)
+
+
+def layer_norm(config: ModelConfig, name: str | None = None) -> nn.Module:
+    """(x - mean) / √(variance + ε) · scale + bias, statistics in float32; or the other
+    norm that the settings name."""
+    if config.norm == "std":
+        return StdNorm(config, name=name)
     return nn.LayerNorm(
         epsilon=config.norm_eps,
         use_fast_variance=False,
@@ -76,7 +96,7 @@ class Layer(nn.Module):
     def residual(
         self,
         x: Array,
-        norm: nn.LayerNorm,
+        norm: Callable[[Array], Array],
         sublayer: Callable[[Array], Array],
         deterministic: bool,
     ) -> Array:

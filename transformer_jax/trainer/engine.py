@@ -15,12 +15,13 @@ from transformer_jax import parallel
 from transformer_jax.config import Config
 from transformer_jax.data.batching import Batch
 from transformer_jax.data.pipeline import batch_shapes
+from transformer_jax.models.functions import init_params
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.training.metrics import Metrics
 from transformer_jax.training.objectives import make_objective
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.schedules import make_schedule
-from transformer_jax.training.state import TrainState, init_params, init_state
+from transformer_jax.training.state import TrainState, init_state
 from transformer_jax.training.step import TrainStep, make_eval_step, make_train_step
 from transformer_jax.trees import leaves_by_path
 from transformer_jax.types import Params, PRNGKey

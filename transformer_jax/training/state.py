@@ -1,12 +1,11 @@
 """What a training carries from step to step, and saves."""
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from transformer_jax.types import Array, Params, PRNGKey
+from transformer_jax.types import Array, Params
 
 
 @flax.struct.dataclass
@@ -23,21 +22,6 @@ class TrainState:
     """Updates skipped in a row, because loss or gradient was not finite: int32."""
     skipped_steps: Array
     """Updates skipped in all: int32."""
-
-
-def init_params(model: nn.Module, rng: PRNGKey) -> Params:
-    """Fresh parameters; shapes do not depend on a batch."""
-    ones = jnp.ones((1, 1), jnp.int32)
-    return model.init(
-        rng,
-        ones,
-        ones,
-        input_segment_ids=ones,
-        target_segment_ids=ones,
-        input_positions=0 * ones,
-        target_positions=0 * ones,
-        deterministic=True,
-    )["params"]
 
 
 def init_state(

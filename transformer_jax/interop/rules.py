@@ -1,0 +1,277 @@
+"""Tables between our parameters and another library's state dict, read in both ways.
+
+A rule names a path of ours and a key of theirs, and the kind of change between them.
+Every path and every key is used by exactly one rule, so nothing is dropped silently,
+and exporting what was imported gives every bit back.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.models.functions import init_params
+from transformer_jax.models.transformer import Transformer
+from transformer_jax.trees import leaves_by_path
+from transformer_jax.types import Params
+
+StateDict = Mapping[str, np.ndarray]
+"""Arrays by the other library's names."""
+SHOWN = 8
+"""Names listed in an error before the rest is only counted."""
+
+
+class Kind(NamedTuple):
+    """An invertible change of one array; both ways get the number of heads N."""
+
+    name: str
+    to_ours: Callable[[np.ndarray, int], np.ndarray]
+    to_theirs: Callable[[np.ndarray, int], np.ndarray]
+
+
+SAME = Kind("same", lambda x, n: x, lambda x, n: x)
+"""Biases, norms, embedding tables [V, D]."""
+TRANSPOSE = Kind("transpose", lambda x, n: x.T, lambda x, n: x.T)
+"""PyTorch stores dense kernels as [out, in], Flax as [in, out]."""
+HEADS_IN = Kind(
+    "heads_in",
+    lambda x, n: x.T.reshape(x.shape[1], n, -1),
+    lambda x, n: x.reshape(x.shape[0], -1).T,
+)
+"""Query, key, value kernels: [N·H, D] there, [D, N, H] here."""
+HEADS_BIAS = Kind(
+    "heads_bias", lambda x, n: x.reshape(n, -1), lambda x, n: x.reshape(-1)
+)
+"""Their biases: [N·H] there, [N, H] here."""
+HEADS_OUT = Kind(
+    "heads_out",
+    lambda x, n: x.T.reshape(n, -1, x.shape[0]),
+    lambda x, n: x.reshape(-1, x.shape[-1]).T,
+)
+"""Output kernels of attention: [D, N·H] there, [N, H, D] here."""
+ROW = Kind("row", lambda x, n: x[0], lambda x, n: x[None])
+"""A vector stored as a matrix of one row."""
+
+
+class Rule(NamedTuple):
+    """Our array and theirs; of several of ours, theirs is all, one below the other.
+
+    `{i}` in the names stands for each layer of the encoder or of the decoder.
+    """
+
+    ours: str | tuple[str, ...]
+    theirs: str
+    kind: Kind = SAME
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Our arrays."""
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+
+class Alias(NamedTuple):
+    """A key that repeats another one, because the two are tied.
+
+    An optional one may be missing in what is imported, and is not exported.
+    """
+
+    theirs: str
+    of: str
+    optional: bool = False
+
+
+class Derived(NamedTuple):
+    """A stored array that follows from the settings: checked, not copied.
+
+    `make` is given the shape that was found. An optional one may be missing in what is
+    imported, and is not exported.
+    """
+
+    theirs: str
+    make: Callable[[tuple[int, ...]], np.ndarray]
+    shape: tuple[int, ...] = ()
+    optional: bool = False
+    tolerance: float = 1e-5
+
+
+Row = Rule | Alias | Derived
+
+
+class TableError(ValueError):
+    """A state dict that a table does not fit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All rules between a model of these settings and a state dict."""
+
+    config: ModelConfig
+    rows: Sequence[Row]
+
+    def rules(self) -> Iterator[Rule]:
+        """The rules that move parameters, one for each layer."""
+        for row in self.rows:
+            if isinstance(row, Rule):
+                yield from _each_layer(row, self.config)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Our arrays by path."""
+        model = Transformer(self.config)
+        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+        return {path: x.shape for path, x in leaves_by_path(params).items()}
+
+    def check(self) -> None:
+        """Raises unless every path of ours is used exactly once, and every key once."""
+        ours = [path for rule in self.rules() for path in rule.parts]
+        theirs = [rule.theirs for rule in self.rules()]
+        theirs += [row.theirs for row in self.rows if not isinstance(row, Rule)]
+        for names, wanted in ((ours, self.shapes().keys()), (theirs, set(theirs))):
+            wrong = sorted(wanted ^ set(names))
+            wrong += sorted({name for name in names if names.count(name) > 1})
+            if wrong:
+                raise TableError(f"Not in exactly one rule: {_listed(wrong)}.")
+
+    def import_params(self, state: StateDict) -> Params:
+        """Our parameters from their state dict, as views of its arrays if possible.
+
+        Raises TableError, which names every key that is missing, left over, of another
+        shape, or holds numbers that are not finite.
+        """
+        self.check()
+        wanted = self.shapes()
+        self._check_keys(state)
+        found: dict[str, np.ndarray] = {}
+        problems = []
+        for rule in self.rules():
+            shape = self._shape_there(rule, wanted)
+            array = state[rule.theirs]
+            if array.shape != shape:
+                problems.append(
+                    f"{rule.theirs} is {list(array.shape)}, not {list(shape)}"
+                )
+            elif not np.isfinite(array).all():
+                problems.append(f"{rule.theirs} holds NaN or infinity")
+            else:
+                parts = np.split(array, len(rule.parts)) if rule.parts[1:] else [array]
+                for path, part in zip(rule.parts, parts, strict=True):
+                    ours = rule.kind.to_ours(part, self.config.num_heads)
+                    found[path] = ours.astype(self._dtype, copy=False)
+        problems += self._check_repeated(state)
+        if problems:
+            raise TableError(f"The weights do not fit: {_listed(problems, '; ')}.")
+        return unflatten_dict({tuple(path.split("/")): x for path, x in found.items()})
+
+    def export_params(self, params: Params) -> dict[str, np.ndarray]:
+        """Their state dict from our parameters, tied copies and tables included."""
+        self.check()
+        ours = {path: np.asarray(x) for path, x in leaves_by_path(params).items()}
+        if wrong := sorted(self.shapes().keys() ^ ours.keys()):
+            raise TableError(f"The parameters are of another model: {_listed(wrong)}.")
+        heads = self.config.num_heads
+        state: dict[str, np.ndarray] = {}
+        for rule in self.rules():
+            parts = [rule.kind.to_theirs(ours[path], heads) for path in rule.parts]
+            whole = np.concatenate(parts) if parts[1:] else parts[0]
+            state[rule.theirs] = np.ascontiguousarray(whole)
+        for row in self.rows:
+            if isinstance(row, Alias) and not row.optional:
+                state[row.theirs] = state[row.of].copy()
+            elif isinstance(row, Derived) and not row.optional:
+                state[row.theirs] = row.make(row.shape)
+        return state
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return jax.numpy.dtype(self.config.param_dtype)
+
+    def _shape_there(self, rule: Rule, ours: Mapping[str, tuple[int, ...]]) -> tuple:
+        heads = self.config.num_heads
+        empty = np.broadcast_to(np.zeros((), np.int8), ours[rule.parts[0]])
+        first, *rest = rule.kind.to_theirs(empty, heads).shape
+        return (len(rule.parts) * first, *rest)
+
+    def _check_keys(self, state: StateDict) -> None:
+        needed = {rule.theirs for rule in self.rules()}
+        others = [row for row in self.rows if not isinstance(row, Rule)]
+        needed |= {row.theirs for row in others if not row.optional}
+        known = needed | {row.theirs for row in others}
+        missing, unknown = sorted(needed - state.keys()), sorted(state.keys() - known)
+        problems = []
+        if missing:
+            problems.append(f"missing: {_listed(missing)}")
+        if unknown:
+            problems.append(f"not known in such a model: {_listed(unknown)}")
+        if problems:
+            raise TableError(f"The weights do not fit: {'; '.join(problems)}.")
+
+    def _check_repeated(self, state: StateDict) -> Iterator[str]:
+        for row in self.rows:
+            if isinstance(row, Rule) or row.theirs not in state:
+                continue
+            array = state[row.theirs]
+            if isinstance(row, Alias):
+                if not np.array_equal(array, state[row.of]):
+                    yield f"{row.theirs} should be {row.of} again, but is not"
+            else:
+                made = row.make(array.shape)
+                if made.shape != array.shape or not np.allclose(
+                    array, made, rtol=0, atol=row.tolerance
+                ):
+                    yield f"{row.theirs} is not what the settings make it"
+
+
+def _each_layer(rule: Rule, config: ModelConfig) -> Iterator[Rule]:
+    if "{i}" not in rule.theirs:
+        yield rule
+        return
+    encoder = rule.parts[0].startswith("encoder/")
+    layers = config.num_encoder_layers if encoder else config.num_decoder_layers
+    for i in range(layers):
+        ours = tuple(part.replace("{i}", str(i)) for part in rule.parts)
+        theirs = rule.theirs.replace("{i}", str(i))
+        yield Rule(ours if ours[1:] else ours[0], theirs, rule.kind)
+
+
+def _listed(names: Sequence[str], separator: str = ", ") -> str:
+    more = len(names) - SHOWN
+    shown = separator.join(names[:SHOWN])
+    return f"{shown}{separator}and {more} more" if more > 0 else shown
+
+
+def attention(
+    ours: str, query: str, key: str, value: str, out: str, *, bias: bool
+) -> list[Row]:
+    """Rules of an attention block whose projections are four layers of their own.
+
+    `ours` is its path, the others are theirs without `.weight` and `.bias`.
+    """
+    rows: list[Row] = []
+    for name, theirs in (("query", query), ("key", key), ("value", value)):
+        rows.append(Rule(f"{ours}/{name}/kernel", f"{theirs}.weight", HEADS_IN))
+        if bias:
+            rows.append(Rule(f"{ours}/{name}/bias", f"{theirs}.bias", HEADS_BIAS))
+    rows.append(Rule(f"{ours}/out/kernel", f"{out}.weight", HEADS_OUT))
+    if bias:
+        rows.append(Rule(f"{ours}/out/bias", f"{out}.bias"))
+    return rows
+
+
+def dense(ours: str, theirs: str) -> list[Row]:
+    """Rules of a dense layer with a bias."""
+    return [
+        Rule(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSE),
+        Rule(f"{ours}/bias", f"{theirs}.bias"),
+    ]
+
+
+def norm(ours: str, theirs: str, *, names: tuple[str, str] = ("weight", "bias")):
+    """Rules of a layer norm."""
+    scale, bias = names
+    return [
+        Rule(f"{ours}/scale", f"{theirs}.{scale}"),
+        Rule(f"{ours}/bias", f"{theirs}.{bias}"),
+    ]
