@@ -9,7 +9,6 @@ A module of this folder that stands for a library has:
     write(path, foreign, config) -> None
 """
 
-import dataclasses
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,14 +143,13 @@ def refuse(kind: str, differences: list[str]) -> None:
 def differences(
     config: ModelConfig, expressible: Mapping[str, tuple[Any, ...]]
 ) -> list[str]:
-    """Settings of ours whose value is not among those that a library can express.
+    """Settings or properties of ours with values that a library cannot express.
 
     >>> differences(ModelConfig(gated=True), {"gated": (False,)})
     ['gated is True, and must be False']
     """
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return [
-        f"{name} is {values[name]!r}, and must be {' or '.join(map(repr, allowed))}"
+        f"{name} is {value!r}, and must be {' or '.join(map(repr, allowed))}"
         for name, allowed in expressible.items()
-        if values[name] not in allowed
+        if (value := getattr(config, name)) not in allowed
     ]
