@@ -99,6 +99,6 @@ def write(name: str, tensors: dict[str, torch.Tensor], about: dict[str, Any]) ->
             key: f"{array.dtype}{list(array.shape)}" for key, array in arrays.items()
         },
     }
-    text = json.dumps(facts, indent=1, ensure_ascii=False, default=str)
+    text = json.dumps(facts, indent=1, ensure_ascii=False, default=sorted)
     (HERE / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(f"{name}: {len(arrays)} tensors, {len(weights)} bytes")

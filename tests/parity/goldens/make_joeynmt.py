@@ -90,9 +90,7 @@ VARIANTS = {
     "pre_target_output": config(
         tied_softmax=True, both_activation="swish", both_embeddings=UNSCALED
     ),
-    "post_source_target": config(
-        tied_embeddings=True, both_layer_norm="post"
-    ),
+    "post_source_target": config(tied_embeddings=True, both_layer_norm="post"),
     "norm_unset": config(unset="layer_norm"),
     "alpha": config(both_alpha=1.5, both_layer_norm="post"),
     "xavier_normal": config(both_layer_norm="post", initializer="xavier_normal"),

@@ -28,7 +28,7 @@ BASE = f"""
 -enc_layers {golden.ENCODER_LAYERS} -dec_layers {golden.DECODER_LAYERS}
 -hidden_size {golden.D_MODEL} -word_vec_size {golden.D_MODEL} -heads {golden.HEADS}
 -transformer_ff {golden.D_FF} -dropout 0 -attention_dropout 0 -optim adam
--learning_rate 1 -param_init_glorot -param_init 0
+-learning_rate 1 -param_init_glorot -param_init 0 -vocab_size_multiple 1
 """
 SHARED = "-share_vocab -share_embeddings -share_decoder_embeddings"
 VARIANTS = {
@@ -42,10 +42,14 @@ VARIANTS = {
     "-add_ffnbias -add_qkvbias -pos_ffn_activation_fn gated-gelu",
     "silu_no_ffn_bias": "-position_encoding -pos_ffn_activation_fn silu",
     "no_positions": "-add_ffnbias",
-    "start_eos": "-position_encoding -add_ffnbias -decoder_start_token </s>",
+    "start_eos_padded_vocab": "-position_encoding -add_ffnbias "
+    "-decoder_start_token </s> -vocab_size_multiple 8",
     "rms_rotary": "-add_ffnbias -layer_norm rms -max_relative_positions -1",
 }
-TABLES = [f"model.{side}.embeddings.make_embedding.pe.pe" for side in ("encoder", "decoder")]
+TABLES = [
+    "model.encoder.embeddings.make_embedding.pe.pe",
+    "model.decoder.embeddings.make_embedding.pe.pe",
+]
 
 
 def options(variant: str) -> Namespace:

@@ -11,15 +11,15 @@ import tempfile
 from pathlib import Path
 
 import golden
-import sockeye
 import torch
-from sockeye import arguments, data_io, layers, utils, vocab
+from sockeye import arguments, data_io, vocab
 from sockeye import constants as C  # noqa: N812, its own name for it
 from sockeye.model import ModelConfig, SockeyeModel
 from sockeye.train import create_model_config
 
 BASE = f"""
---output model --prepared-data data --num-layers
+--output model --source train.src --target train.trg
+--validation-source train.src --validation-target train.trg --num-layers
 {golden.ENCODER_LAYERS}:{golden.DECODER_LAYERS}
 --transformer-model-size {golden.D_MODEL} --transformer-attention-heads {golden.HEADS}
 --transformer-feed-forward-num-hidden {golden.D_FF} --transformer-dropout-attention 0
@@ -47,10 +47,7 @@ VARIANTS = {
 
 
 def vocabulary(words: list[str]) -> vocab.Vocab:
-    """The numbering that the library makes of a text with these words once each.
-
-    It counts upwards from the last in the alphabet, so the text is read backwards.
-    """
+    """The numbering that the library makes of a text with each of these words once."""
     return vocab.build_vocab([" ".join(words)])
 
 
@@ -96,13 +93,17 @@ def padded(rows: list[list[int]]) -> torch.Tensor:
     )[:, :, None]
 
 
+def write_text() -> None:
+    """The sentences as files: the command line asks for some, the readers read them."""
+    sources, targets = zip(*golden.PAIRS, strict=True)
+    Path("train.src").write_text("".join(f"{line}\n" for line in sources))
+    Path("train.trg").write_text("".join(f"{line}\n" for line in targets))
+
+
 def batch(
     source_vocab: vocab.Vocab, target_vocab: vocab.Vocab
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Source, its lengths, and decoder inputs, as the library's readers number them."""
-    sources, targets = zip(*golden.PAIRS, strict=True)
-    Path("train.src").write_text("".join(f"{line}\n" for line in sources))
-    Path("train.trg").write_text("".join(f"{line}\n" for line in targets))
     source_reader, target_reader = data_io.create_sequence_readers(
         ["train.src"], ["train.trg"], [source_vocab], [target_vocab]
     )
@@ -127,8 +128,7 @@ def save(model: SockeyeModel, source: vocab.Vocab, target: vocab.Vocab) -> Path:
 
 def make(variant: str, seed: int) -> None:
     """One variant: options, model, folder, forward pass."""
-    separate = VARIANTS[variant][-1:] in (["trg_softmax"], ["none"])
-    separate |= "none" in VARIANTS[variant]
+    separate = not {"none", "trg_softmax"}.isdisjoint(VARIANTS[variant])
     source_vocab = vocabulary(golden.SOURCE_WORDS if separate else golden.JOINT_WORDS)
     target_vocab = vocabulary(golden.TARGET_WORDS if separate else golden.JOINT_WORDS)
     config = settings(variant, (len(source_vocab), len(target_vocab)))
@@ -139,7 +139,7 @@ def make(variant: str, seed: int) -> None:
     encoder_layers = golden.watch(model.encoder.layers)
     decoder_layers = golden.watch(model.decoder.layers)
     encoder_outputs = golden.watch([model.encoder])
-    decoder_outputs = golden.watch([model.decoder])
+    decoder_outputs = golden.watch([model.decoder.final_process])
     source, lengths, target = batch(source_vocab, target_vocab)
     with torch.no_grad():
         outputs = model(source, lengths, target, None)
@@ -147,6 +147,7 @@ def make(variant: str, seed: int) -> None:
     time_first = {
         **golden.named("encoder_layer", encoder_layers),
         **golden.named("decoder_layer", decoder_layers),
+        "decoded": decoder_outputs[0],
     }
     golden.write(
         f"sockeye_{variant}",
@@ -156,7 +157,6 @@ def make(variant: str, seed: int) -> None:
             "decoder_inputs": target[:, :, 0],
             **{key: tensor.transpose(0, 1) for key, tensor in time_first.items()},
             "encoded": encoder_outputs[0],
-            "decoded": decoder_outputs[0],
             "logits": outputs[C.LOGITS_NAME],
         },
         {
@@ -182,6 +182,6 @@ def make(variant: str, seed: int) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder_name:
         os.chdir(folder_name)
-        Path("data").mkdir()  # the command line asks for it
+        write_text()
         for number, name in enumerate(VARIANTS):
             make(name, seed=200 + number)
