@@ -2,6 +2,7 @@
 
 A module of this folder that stands for a library has:
 
+    EXPRESSIBLE                               our settings that it has, by name
     model_config(settings) -> ModelConfig     refuses what we cannot express
     settings_of(config) -> dict               refuses what they cannot express
     table(config, settings) -> Table
@@ -18,6 +19,7 @@ from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.config import Config, ModelConfig, SearchConfig, TokenizerConfig
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
 from transformer_jax.interop.files import new_folder
+from transformer_jax.interop.layout import SAME_WAVES, with_layout
 from transformer_jax.interop.rules import StateDict
 from transformer_jax.recipes import config_from_json, config_to_json
 from transformer_jax.trees import params_sha256
@@ -83,8 +85,14 @@ def import_state(
 def export_state(
     kind: str, config: ModelConfig, params: Params
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our settings and parameters → another library's settings and state dict."""
+    """Our settings and parameters → another library's settings and state dict.
+
+    Where its sinusoids are ours in another order, so are the weights then.
+    """
     there = library(kind)
+    layouts = there.EXPRESSIBLE.get("sinusoid_layout", (config.sinusoid_layout,))
+    if config.sinusoid_layout in SAME_WAVES and layouts[0] in SAME_WAVES:
+        config, params = with_layout(config, params, layouts[0])
     settings = there.settings_of(config)
     return settings, there.table(config, settings).export_params(params)
 
