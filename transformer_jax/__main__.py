@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "BLEU, chrF and TER of a run, or of a file of translations",
     "average": "average the parameters of several checkpoints",
     "attention": "draw what attention looks at in a sentence",
+    "compare": "find the first layer in which two models differ",
     "inspect": "what is in a run: step, parameters, settings",
     "demo": "train on the phrasebook in minutes, then translate",
 }
