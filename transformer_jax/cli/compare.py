@@ -153,8 +153,8 @@ def _ids_and_theirs(
             f"{args.activations} has no {' and no '.join(missing)}: both models must "
             "read the same ids, so they must be in it."
         )
-    ids = ids_with_padding(*(theirs.pop(name) for name in IDS), first.tokenizer.pad_id)
-    return ids, theirs
+    inputs, decoder_inputs = (theirs.pop(name) for name in IDS)
+    return ids_with_padding(inputs, decoder_inputs, first.tokenizer.pad_id), theirs
 
 
 def _pairs(args: Args, first: "Translator") -> list[tuple[str, str]]:

@@ -9,7 +9,6 @@ omegaconf object (`cfg`, 0.10), or as plain dicts with a Namespace inside (since
 """
 
 import argparse
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ CLASSES = (
 )
 """What fairseq's checkpoints hold besides arrays; all of it is kept as fields only."""
 SPECIAL_IDS = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
-SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
+SPECIAL_SYMBOLS: tuple[str, ...] = ("<s>", "<pad>", "</s>", "<unk>")
 OVERWRITE = "#fairseq:overwrite"
 NORMS = {
     "encoder": ("self_attn_layer_norm", "final_layer_norm"),
@@ -249,7 +248,7 @@ def _checkpoint(settings: Mapping[str, Any], state: StateDict) -> dict[str, Any]
     }
     return {
         "args": argparse.Namespace(**{**args, **names}),
-        "model": OrderedDict(state),
+        "model": state,
         "optimizer_history": [history],
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
     }

@@ -186,7 +186,8 @@ def _to_numpy(value: Any, torch: Any, inside: tuple[int, ...] = ()) -> Any:
 
 def _to_torch(value: Any, torch: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value))
+        # Arrays that come from jax are read-only, which torch does not know.
+        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if isinstance(value, Mapping):
         return {key: _to_torch(each, torch) for key, each in value.items()}
     return value

@@ -6,6 +6,7 @@ and exporting what was imported gives every bit back.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -121,9 +122,7 @@ class Table:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Our arrays by path."""
-        model = Transformer(self.config)
-        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-        return {path: x.shape for path, x in leaves_by_path(params).items()}
+        return _shapes(self.config)
 
     def check(self) -> None:
         """Raises unless every path of ours is used exactly once, and every key once."""
@@ -225,6 +224,13 @@ class Table:
                 )
                 if not same:
                     yield f"{row.theirs} is not what the settings make it"
+
+
+@functools.cache
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    model = Transformer(config)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return {path: x.shape for path, x in leaves_by_path(params).items()}
 
 
 def _each_layer(rule: Rule, config: ModelConfig) -> Iterator[Rule]:
