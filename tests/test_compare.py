@@ -56,7 +56,10 @@ def tiny():
     [
         (("encoder", "layer_1", "feed_forward", "up", "kernel"), "encoder_layer_1"),
         (("encoder", "final_norm", "bias"), "encoder_final"),
-        (("decoder", "layer_0", "cross_attention", "out", "bias"), "decoder_layer_0"),
+        (
+            ("decoder", "layer_0", "cross_attention", "value", "kernel"),
+            "decoder_layer_0",
+        ),
         (("decoder", "final_norm", "scale"), "decoder_final"),
     ],
 )
