@@ -138,6 +138,12 @@ def test_equal_runs_agree(run, capsys):
     assert "all of these agree within 0.0001" in capsys.readouterr().out
 
 
+def test_the_first_run_translates_where_no_target_is_given(run, tmp_path, capsys):
+    words = ["--input", str(tmp_path / "source"), "--lines", "2", "--json"]
+    assert run("--other", "same", *words, sentences=False) == 0
+    assert json.loads(capsys.readouterr().out)["agree"]
+
+
 def test_runs_that_differ_in_one_layer(run, capsys):
     assert run("--other", "other", "--json") == 1
     facts = json.loads(capsys.readouterr().out)
