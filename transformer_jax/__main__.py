@@ -19,6 +19,7 @@ VERBS = {
     "attention": "draw what attention looks at in a sentence",
     "import": "make a run from another library's model",
     "export": "write a run's weights as another library's model",
+    "compare": "find the first layer in which two models differ",
     "inspect": "what is in a run: step, parameters, settings",
     "demo": "train on the phrasebook in minutes, then translate",
 }
