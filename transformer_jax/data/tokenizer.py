@@ -70,8 +70,10 @@ class SentencePieceTokenizer:
         self, source_model: bytes, target_model: bytes, *, sampling: float = 0.0
     ) -> None:
         self._source_model, self._target_model = source_model, target_model
-        self._source = _processor(source_model)
-        self._target = self._source if self.joint else _processor(target_model)
+        self._source = sentencepiece_processor(source_model)
+        self._target = (
+            self._source if self.joint else sentencepiece_processor(target_model)
+        )
         self._sampling = sampling
         if _special_ids(self._source) != _special_ids(self._target):
             raise ValueError(
@@ -162,10 +164,14 @@ def load_tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
     try:
         about = json.loads(files[DESCRIPTION])
         kind = about["kind"]
+        if kind == "vocabulary":
+            from transformer_jax.data import vocabulary_tokenizer
+
+            return vocabulary_tokenizer.load(files)
         if kind != "sentencepiece":
             raise ValueError(
                 f"{DESCRIPTION} names a tokenizer of kind {kind!r}; this version knows "
-                "sentencepiece."
+                "sentencepiece and vocabulary."
             )
         source_name, target_name = _model_names(joint=about["joint"])
         source, target = files[source_name], files[target_name]
@@ -283,8 +289,8 @@ def _model_names(*, joint: bool) -> tuple[str, str]:
     return "source.model", "target.model"
 
 
-def _processor(model: bytes) -> Any:
-    """Any: the library's type stubs leave most of its methods out."""
+def sentencepiece_processor(model: bytes) -> Any:
+    """A SentencePiece model (Any: the stubs leave most of its methods out)."""
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)  # pyright: ignore
     except RuntimeError:
