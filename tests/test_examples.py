@@ -46,6 +46,11 @@ def test_the_source_ends_without_end_token_if_so_chosen():
     assert example["inputs"].tolist() == [10]
 
 
+def test_the_source_begins_with_a_start_token_if_so_chosen():
+    example = make_example(("a", "x"), LETTERS, ModelConfig(source_bos=True))
+    assert example["inputs"].tolist() == [1, 10, 2]
+
+
 def test_the_seed_reaches_both_sides():
     example = make_example(("a", "x"), LETTERS, ModelConfig(), seed=7)
     assert example["inputs"].tolist() == [10, 7, 2]
@@ -67,16 +72,22 @@ def test_the_seed_reaches_both_sides():
         ("", "", "empty"),
     ],
 )
-@pytest.mark.parametrize("source_eos", [True, False])
-def test_the_filter_says_why(source, target, verdict, source_eos):
-    if not source_eos and source in ("abcdefgh", "abcdef", "abcde"):
+@pytest.mark.parametrize(
+    ("source_bos", "source_eos"), [(False, True), (False, False), (True, False)]
+)
+def test_the_filter_says_why(source, target, verdict, source_bos, source_eos):
+    model = ModelConfig(source_bos=source_bos, source_eos=source_eos)
+    if not model.source_specials and source in ("abcdefgh", "abcdef", "abcde"):
         source += "a"  # the end token's place
-    example = make_example(
-        (source, target), LETTERS, ModelConfig(source_eos=source_eos)
-    )
+    example = make_example((source, target), LETTERS, model)
     data = DataConfig(max_length=8, max_length_ratio=3)
     assert judge(example, data) == verdict
     assert fits(example, data) == (verdict == "kept")
+
+
+def test_a_source_of_only_start_and_end_is_empty():
+    example = make_example(("", "xyz"), LETTERS, ModelConfig(source_bos=True))
+    assert judge(example, DataConfig()) == "empty"
 
 
 def test_counts_add_up():

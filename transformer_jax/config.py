@@ -54,6 +54,10 @@ class ModelConfig:
     with silu."""
     attention_bias: bool = True
     """Biases on query, key, value and output projections (the paper has none)."""
+    feed_forward_bias: bool = True
+    """Biases in the feed-forward layers (the paper; torch's bias=False has none)."""
+    norm_bias: bool = True
+    """Biases of the norms (torch's bias=False has none)."""
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     """Position encodings; learned ones end at `max_positions`."""
     sinusoid_layout: Literal["interleaved", "halves", "halves_paper"] = "interleaved"
@@ -73,6 +77,9 @@ class ModelConfig:
     """A bias on the output logits (Marian has one)."""
     decoder_start: Literal["bos", "eos", "pad"] = "bos"
     """First decoder input (bos: OpenNMT-py, Joey; eos: fairseq; pad: Marian)."""
+    source_bos: bool = False
+    """Begin the source with the begin-of-sentence token, as the Annotated Transformer
+    and PyTorch's translation tutorial do."""
     source_eos: bool = True
     """End the source with the end-of-sentence token, as fairseq and Marian do."""
     source_vocab_size: Count = 0
@@ -111,6 +118,11 @@ class ModelConfig:
         if self.positions == "sinusoidal":
             return 2**31 - 1
         return self.max_positions - self.position_offset
+
+    @property
+    def source_specials(self) -> int:
+        """Special tokens around the words of a source."""
+        return self.source_bos + self.source_eos
 
     @property
     def source_is_target_table(self) -> bool:

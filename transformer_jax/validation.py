@@ -66,6 +66,8 @@ def explain(
             lines.append(str(own_message))
         elif mistake["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             lines.append(unknown_setting(".".join(prefix + path), names or []))
+        elif mistake["type"] == "missing":
+            lines.append(f"{'.'.join(prefix + path)} is missing: it must be given.")
         else:
             wanted = mistake["msg"].replace("Input should be", "it must be")
             name = ".".join(prefix + path) or "the text"

@@ -21,7 +21,7 @@ class Example(TypedDict):
     """A pair as ids: three one-dimensional int32 arrays."""
 
     inputs: np.ndarray
-    """[S] source ids, then end (if `source_eos`)."""
+    """[S] start (if `source_bos`), source ids, end (if `source_eos`)."""
     decoder_inputs: np.ndarray
     """[T] start, then target ids."""
     targets: np.ndarray
@@ -55,6 +55,8 @@ def make_example(
     """Pair of texts → ids; with a seed, one sampled segmentation into pieces."""
     source, target = pair
     inputs = list(tokenizer.encode_source(source, seed=seed))
+    if model.source_bos:
+        inputs.insert(0, tokenizer.bos_id)
     if model.source_eos:
         inputs.append(tokenizer.eos_id)
     ids = list(tokenizer.encode_target(target, seed=seed))
@@ -74,8 +76,9 @@ def judge(example: Example, data: DataConfig) -> Verdict:
     """What the training filter says of a pair; lengths count the end tokens."""
     inputs, targets = example["inputs"], example["targets"]
     S, T = len(inputs), len(targets)
-    if T == 1 or S == 0 or (S == 1 and inputs[0] == targets[-1]):
-        return "empty"  # nothing but the end token on a side
+    special = {example["decoder_inputs"][0], targets[-1]}
+    if T == 1 or (S <= 2 and special.issuperset(inputs)):
+        return "empty"  # nothing but start and end tokens on a side
     if max(S, T) > data.max_length:
         return "too_long"
     if max(S, T) > data.max_length_ratio * min(S, T):

@@ -105,7 +105,7 @@ def read_json(path: Path) -> Any:
     check_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise FileError(f"{path} is not valid JSON: {error}.") from None
 
 

@@ -134,6 +134,14 @@ class Table:
             wrong += sorted({name for name in names if names.count(name) > 1})
             if wrong:
                 raise TableError(f"Not in exactly one rule: {_listed(wrong)}.")
+        originals = {rule.theirs for rule in self.rules()}
+        of_none = [
+            row.theirs
+            for row in self.rows
+            if isinstance(row, Alias) and row.of not in originals
+        ]
+        if of_none:
+            raise TableError(f"Copies of no rule's key: {_listed(of_none)}.")
 
     def import_params(self, state: StateDict) -> Params:
         """Our parameters from their state dict, as views of its arrays if possible.
@@ -269,18 +277,45 @@ def attention(
     return rows
 
 
-def dense(ours: str, theirs: str) -> list[Row]:
-    """Rules of a dense layer with a bias."""
-    return [
-        Rule(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSE),
-        Rule(f"{ours}/bias", f"{theirs}.bias"),
-    ]
+def dense(ours: str, theirs: str, *, bias: bool = True) -> list[Row]:
+    """Rules of a dense layer."""
+    rows: list[Row] = [Rule(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSE)]
+    return [*rows, Rule(f"{ours}/bias", f"{theirs}.bias")] if bias else rows
 
 
-def norm(ours: str, theirs: str, *, names: tuple[str, str] = ("weight", "bias")):
+def norm(
+    ours: str,
+    theirs: str,
+    *,
+    names: tuple[str, str] = ("weight", "bias"),
+    bias: bool = True,
+) -> list[Row]:
     """Rules of a layer norm."""
-    scale, bias = names
-    return [
-        Rule(f"{ours}/scale", f"{theirs}.{scale}"),
-        Rule(f"{ours}/bias", f"{theirs}.{bias}"),
-    ]
+    rows: list[Row] = [Rule(f"{ours}/scale", f"{theirs}.{names[0]}")]
+    return [*rows, Rule(f"{ours}/bias", f"{theirs}.{names[1]}")] if bias else rows
+
+
+def token_tables(
+    config: ModelConfig, source: str, target: str, output: str
+) -> list[Row]:
+    """Rules of the embedding tables and the output projection, tied or not.
+
+    The names are theirs without `.weight` and `.bias`; a tied array is stored under
+    each of its names.
+    """
+    source, target = f"{source}.weight", f"{target}.weight"
+    rows: list[Row]
+    if config.source_is_target_table:
+        rows = [Rule("shared_embedding/embedding", target), Alias(source, target)]
+    else:
+        rows = [
+            Rule("source_embedding/embedding", source),
+            Rule("target_embedding/embedding", target),
+        ]
+    if config.output_is_target_table:
+        rows.append(Alias(f"{output}.weight", target))
+    else:
+        rows.append(Rule("output/kernel", f"{output}.weight", TRANSPOSE))
+    if config.output_bias:
+        rows.append(Rule("output/bias", f"{output}.bias"))
+    return rows

@@ -160,7 +160,7 @@ class Translator:
         """Source ids as the model reads them; none if the line has no words."""
         example = make_example((line, ""), self.tokenizer, self.model.config)
         inputs = example["inputs"]
-        words = len(inputs) - self.model.config.source_eos
+        words = len(inputs) - self.model.config.source_specials
         return inputs if words and line.strip() else inputs[:0]
 
     def _cut(self, inputs: np.ndarray) -> np.ndarray:
@@ -210,7 +210,7 @@ class Translator:
         padded = stack_rows(rows, shape, self.tokenizer.pad_id)
         max_lengths = np.zeros(batch.rows, np.int32)  # 0: rows that only fill up
         for row, index in enumerate(batch.indices):
-            words = len(sources[index]) - self.model.config.source_eos
+            words = len(sources[index]) - self.model.config.source_specials
             max_lengths[row] = self._max_target(words, search)
         # Padding and a start token of its own are no words (Marian bans pad; so do we).
         never = {self.tokenizer.pad_id, self.tokenizer.bos_id} - {self.tokenizer.eos_id}
