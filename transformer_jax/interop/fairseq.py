@@ -108,6 +108,9 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "output_bias": (False,),
     "decoder_start": ("eos",),
     "source_eos": (True,),
+    "source_bos": (False,),
+    "norm_bias": (True,),
+    "feed_forward_bias": (True,),
 }
 
 

@@ -2,7 +2,7 @@
 
 A module of this folder that stands for a library has:
 
-    EXPRESSIBLE                               our settings that it has, by name
+    EXPRESSIBLE                               values of our settings that it knows
     model_config(settings) -> ModelConfig     refuses what we cannot express
     settings_of(config) -> dict               refuses what they cannot express
     table(config, settings) -> Table
@@ -90,7 +90,8 @@ def export_state(
     Where its sinusoids are ours in another order, so are the weights then.
     """
     there = library(kind)
-    layouts = there.EXPRESSIBLE.get("sinusoid_layout", (config.sinusoid_layout,))
+    expressible = getattr(there, "EXPRESSIBLE", {})
+    layouts = expressible.get("sinusoid_layout", (config.sinusoid_layout,))
     if config.sinusoid_layout in SAME_WAVES and layouts[0] in SAME_WAVES:
         config, params = with_layout(config, params, layouts[0])
     settings = there.settings_of(config)

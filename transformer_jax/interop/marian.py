@@ -57,6 +57,9 @@ EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "sinusoid_layout": ("halves_paper",),
     "position_offset": (0,),
     "source_eos": (True,),
+    "source_bos": (False,),
+    "norm_bias": (True,),
+    "feed_forward_bias": (True,),
     "tied_embeddings": ("all", "target_output", "none"),
 }
 
