@@ -178,16 +178,17 @@ def test_a_folder_is_imported_translates_and_comes_back(tmp_path, as_pickle, cap
         np.testing.assert_array_equal(x, read_tensors(back / "model.safetensors")[name])
 
 
+@pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
-def test_search_gives_the_tokens_of_generate(tmp_path, beams, alpha):
+def test_search_gives_the_tokens_of_generate(tmp_path, beams, alpha, seed):
     """`never` is HF's search that goes on until no beam can become better: the exact
     one. Pad is likely here, and banned. At the length limit HF gives the end token for
     nothing and we count it, so sentences that reach it are left out."""
-    model = folder_model(0)
+    model = folder_model(seed)
     with torch.no_grad():
         model.model.shared.weight[0] *= 0.2
-        model.final_logits_bias[0, 0] = 8.0
+        model.final_logits_bias[0, 0] = 8.0 + seed / 7
         model.final_logits_bias[0, -1] += 5.0
     save(model, tmp_path / "hf")
     run = tmp_path / "run"
@@ -226,7 +227,7 @@ def test_search_gives_the_tokens_of_generate(tmp_path, beams, alpha):
             lengths.append(len(wanted))
             if beams > 1:
                 scores.append((ours.score, float(generated.sequences_scores[place])))
-    assert len(lengths) >= 8
+    assert len(lengths) >= 3
     assert len(set(lengths)) >= 2
     for ours, wanted in scores:
         assert ours == pytest.approx(wanted, rel=1e-4, abs=1e-5)
