@@ -54,6 +54,10 @@ class ModelConfig:
     with silu."""
     attention_bias: bool = True
     """Biases on query, key, value and output projections (the paper has none)."""
+    feed_forward_bias: bool = True
+    """Biases in the feed-forward layers (the paper; torch's bias=False has none)."""
+    norm_bias: bool = True
+    """Biases of the norms (torch's bias=False has none)."""
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     """Position encodings; learned ones end at `max_positions`."""
     sinusoid_layout: Literal["interleaved", "halves", "halves_paper"] = "interleaved"

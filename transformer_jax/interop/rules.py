@@ -6,6 +6,7 @@ and exporting what was imported gives every bit back.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -57,6 +58,24 @@ ROW = Kind("row", lambda x, n: x[0], lambda x, n: x[None])
 """A vector stored as a matrix of one row."""
 
 
+Order = Callable[[int, int, int], np.ndarray]
+"""Rows, parts, heads → numbers of their rows, in the order that puts our parts one
+below the other."""
+
+
+def keys_values_by_head(rows: int, parts: int, heads: int) -> np.ndarray:
+    """Key rows of head 0, value rows of head 0, key rows of head 1 … (Sockeye).
+
+    Of three parts the first, the query, stands before them as it is.
+
+    >>> keys_values_by_head(8, 2, 2).tolist()
+    [0, 1, 4, 5, 2, 3, 6, 7]
+    """
+    first = rows // parts * (parts - 2)
+    mixed = np.arange(first, rows).reshape(heads, 2, -1)
+    return np.concatenate([np.arange(first), mixed.swapaxes(0, 1).reshape(-1)])
+
+
 class Rule(NamedTuple):
     """Our array and theirs; of several of ours, theirs is all, one below the other.
 
@@ -66,6 +85,8 @@ class Rule(NamedTuple):
     ours: str | tuple[str, ...]
     theirs: str
     kind: Kind = SAME
+    order: Order | None = None
+    """Of their rows, if our parts are not simply one below the other."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -88,14 +109,15 @@ class Derived(NamedTuple):
     """A stored array that follows from the settings: checked, not copied.
 
     `make` is given the shape that was found. An optional one may be missing in what is
-    imported, and is not exported.
+    imported, and is not exported. Without a tolerance any numbers of that shape will
+    do: a buffer that is kept, but never read.
     """
 
     theirs: str
     make: Callable[[tuple[int, ...]], np.ndarray]
     shape: tuple[int, ...] = ()
     optional: bool = False
-    tolerance: float = 1e-5
+    tolerance: float | None = 1e-5
 
 
 Row = Rule | Alias | Derived
@@ -120,9 +142,7 @@ class Table:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Our arrays by path."""
-        model = Transformer(self.config)
-        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-        return {path: x.shape for path, x in leaves_by_path(params).items()}
+        return _shapes(self.config)
 
     def check(self) -> None:
         """Raises unless every path of ours is used exactly once, and every key once."""
@@ -134,6 +154,14 @@ class Table:
             wrong += sorted({name for name in names if names.count(name) > 1})
             if wrong:
                 raise TableError(f"Not in exactly one rule: {_listed(wrong)}.")
+        originals = {rule.theirs for rule in self.rules()}
+        of_none = [
+            row.theirs
+            for row in self.rows
+            if isinstance(row, Alias) and row.of not in originals
+        ]
+        if of_none:
+            raise TableError(f"Copies of no rule's key: {_listed(of_none)}.")
 
     def import_params(self, state: StateDict) -> Params:
         """Our parameters from their state dict, as views of its arrays if possible.
@@ -142,7 +170,7 @@ class Table:
         shape, or holds numbers that are not finite.
         """
         self.check()
-        wanted = self.shapes()
+        wanted, heads = self.shapes(), self.config.num_heads
         self._check_keys(state)
         found: dict[str, np.ndarray] = {}
         problems = []
@@ -156,9 +184,11 @@ class Table:
             elif not np.isfinite(array).all():
                 problems.append(f"{rule.theirs} holds NaN or infinity")
             else:
+                if rule.order:
+                    array = array[rule.order(len(array), len(rule.parts), heads)]
                 parts = np.split(array, len(rule.parts)) if rule.parts[1:] else [array]
                 for path, part in zip(rule.parts, parts, strict=True):
-                    ours = rule.kind.to_ours(part, self.config.num_heads)
+                    ours = rule.kind.to_ours(part, heads)
                     found[path] = ours.astype(self._dtype, copy=False)
         problems += self._check_repeated(state)
         if problems:
@@ -176,6 +206,8 @@ class Table:
         for rule in self.rules():
             parts = [rule.kind.to_theirs(ours[path], heads) for path in rule.parts]
             whole = np.concatenate(parts) if parts[1:] else parts[0]
+            if rule.order:
+                whole = whole[np.argsort(rule.order(len(whole), len(parts), heads))]
             state[rule.theirs] = np.ascontiguousarray(whole)
         for row in self.rows:
             if isinstance(row, Alias) and not row.optional:
@@ -218,10 +250,19 @@ class Table:
                     yield f"{row.theirs} should be {row.of} again, but is not"
             else:
                 made = row.make(array.shape)
-                if made.shape != array.shape or not np.allclose(
-                    array, made, rtol=0, atol=row.tolerance
-                ):
+                same = made.shape == array.shape and (
+                    row.tolerance is None
+                    or np.allclose(array, made, rtol=0, atol=row.tolerance)
+                )
+                if not same:
                     yield f"{row.theirs} is not what the settings make it"
+
+
+@functools.cache
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    model = Transformer(config)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return {path: x.shape for path, x in leaves_by_path(params).items()}
 
 
 def _each_layer(rule: Rule, config: ModelConfig) -> Iterator[Rule]:
@@ -233,7 +274,7 @@ def _each_layer(rule: Rule, config: ModelConfig) -> Iterator[Rule]:
     for i in range(layers):
         ours = tuple(part.replace("{i}", str(i)) for part in rule.parts)
         theirs = rule.theirs.replace("{i}", str(i))
-        yield Rule(ours if ours[1:] else ours[0], theirs, rule.kind)
+        yield rule._replace(ours=ours if ours[1:] else ours[0], theirs=theirs)
 
 
 def _listed(names: Sequence[str], separator: str = ", ") -> str:
@@ -260,18 +301,45 @@ def attention(
     return rows
 
 
-def dense(ours: str, theirs: str) -> list[Row]:
-    """Rules of a dense layer with a bias."""
-    return [
-        Rule(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSE),
-        Rule(f"{ours}/bias", f"{theirs}.bias"),
-    ]
+def dense(ours: str, theirs: str, *, bias: bool = True) -> list[Row]:
+    """Rules of a dense layer."""
+    rows: list[Row] = [Rule(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSE)]
+    return [*rows, Rule(f"{ours}/bias", f"{theirs}.bias")] if bias else rows
 
 
-def norm(ours: str, theirs: str, *, names: tuple[str, str] = ("weight", "bias")):
+def norm(
+    ours: str,
+    theirs: str,
+    *,
+    names: tuple[str, str] = ("weight", "bias"),
+    bias: bool = True,
+) -> list[Row]:
     """Rules of a layer norm."""
-    scale, bias = names
-    return [
-        Rule(f"{ours}/scale", f"{theirs}.{scale}"),
-        Rule(f"{ours}/bias", f"{theirs}.{bias}"),
-    ]
+    rows: list[Row] = [Rule(f"{ours}/scale", f"{theirs}.{names[0]}")]
+    return [*rows, Rule(f"{ours}/bias", f"{theirs}.{names[1]}")] if bias else rows
+
+
+def token_tables(
+    config: ModelConfig, source: str, target: str, output: str
+) -> list[Row]:
+    """Rules of the embedding tables and the output projection, tied or not.
+
+    The names are theirs without `.weight` and `.bias`; a tied array is stored under
+    each of its names.
+    """
+    source, target = f"{source}.weight", f"{target}.weight"
+    rows: list[Row]
+    if config.source_is_target_table:
+        rows = [Rule("shared_embedding/embedding", target), Alias(source, target)]
+    else:
+        rows = [
+            Rule("source_embedding/embedding", source),
+            Rule("target_embedding/embedding", target),
+        ]
+    if config.output_is_target_table:
+        rows.append(Alias(f"{output}.weight", target))
+    else:
+        rows.append(Rule("output/kernel", f"{output}.weight", TRANSPOSE))
+    if config.output_bias:
+        rows.append(Rule("output/bias", f"{output}.bias"))
+    return rows

@@ -41,12 +41,14 @@ class StdNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         width, dtype = x.shape[-1:], jnp.dtype(self.config.param_dtype)
         scale = self.param("scale", nn.initializers.ones, width, dtype)
-        bias = self.param("bias", nn.initializers.zeros, width, dtype)
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(axis=-1, keepdims=True)
         std = jnp.std(wide, axis=-1, keepdims=True, ddof=1)
         normed = scale[None, None] * centred / (std + self.config.norm_eps)
-        return (normed + bias[None, None]).astype(self.config.dtype)
+        if self.config.norm_bias:
+            bias = self.param("bias", nn.initializers.zeros, width, dtype)
+            normed = normed + bias[None, None]
+        return normed.astype(self.config.dtype)
 
 
 def layer_norm(config: ModelConfig, name: str | None = None) -> nn.Module:
@@ -56,6 +58,7 @@ def layer_norm(config: ModelConfig, name: str | None = None) -> nn.Module:
         return StdNorm(config, name=name)
     return nn.LayerNorm(
         epsilon=config.norm_eps,
+        use_bias=config.norm_bias,
         use_fast_variance=False,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
@@ -81,6 +84,7 @@ class FeedForward(nn.Module):
     def _dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(
             features,
+            use_bias=self.config.feed_forward_bias,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=jnp.dtype(self.config.dtype),
             param_dtype=jnp.dtype(self.config.param_dtype),
