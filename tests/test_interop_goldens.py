@@ -4,6 +4,7 @@ The golden files are written by the libraries: tests/parity/goldens/remake.sh.
 """
 
 import json
+import tempfile
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.interop import opennmt_files
-from transformer_jax.interop.files import read_tensors
+from transformer_jax.interop.files import read_tensors, read_yaml
 from transformer_jax.interop.library import export_state, import_state, library
 from transformer_jax.interop.rules import Derived
 from transformer_jax.models import Transformer
@@ -22,6 +23,9 @@ TOLERANCE = 1e-5
 REFUSED = {
     "opennmt_no_positions": ["position_encoding is False"],
     "opennmt_rms_rotary": ["layer_norm is 'rms'", "max_relative_positions is -1"],
+    "sockeye_length_task": ["config_length_task is {'num_layers': 1, 'weight': 1.0}"],
+    "sockeye_n_drn": ["preprocess_sequence is 'n'", "postprocess_sequence is 'drn'"],
+    "sockeye_ssru": ["decoder_type is 'ssru_transformer'"],
 }
 """Goldens of models that we cannot express, with what the error must name."""
 
@@ -30,7 +34,14 @@ def settings_of_opennmt(about):
     return opennmt_files.settings_in(about["opt"], about["vocab"])
 
 
-SETTINGS = {"opennmt": settings_of_opennmt}
+def settings_of_sockeye(about):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config"
+        path.write_text(about["config"], encoding="utf-8")
+        return read_yaml(path)
+
+
+SETTINGS = {"opennmt": settings_of_opennmt, "sockeye": settings_of_sockeye}
 NAMES = sorted(
     path.stem
     for path in GOLDENS.glob("*.safetensors")
