@@ -21,6 +21,9 @@ from transformer_jax.models import Transformer
 GOLDENS = Path(__file__).parent / "parity" / "goldens"
 TOLERANCE = 1e-5
 REFUSED = {
+    "joeynmt_alpha": ["encoder.alpha is 1.5", "decoder.alpha is 1.5"],
+    "joeynmt_norm_unset": ["encoder.layer_norm is 'not set'", "decoder.layer_norm is"],
+    "joeynmt_xavier_normal": ["initializer is 'xavier_normal'"],
     "opennmt_no_positions": ["position_encoding is False"],
     "opennmt_rms_rotary": ["layer_norm is 'rms'", "max_relative_positions is -1"],
     "sockeye_length_task": ["config_length_task is {'num_layers': 1, 'weight': 1.0}"],
@@ -41,7 +44,17 @@ def settings_of_sockeye(about):
         return read_yaml(path)
 
 
-SETTINGS = {"opennmt": settings_of_opennmt, "sockeye": settings_of_sockeye}
+def settings_of_joeynmt(about):
+    sizes = [len(about[f"{side}_vocab.txt"]) for side in ("src", "trg")]
+    names = ("source_vocab_size", "target_vocab_size")
+    return {**about["config"], **dict(zip(names, sizes, strict=True))}
+
+
+SETTINGS = {
+    "joeynmt": settings_of_joeynmt,
+    "opennmt": settings_of_opennmt,
+    "sockeye": settings_of_sockeye,
+}
 NAMES = sorted(
     path.stem
     for path in GOLDENS.glob("*.safetensors")

@@ -22,14 +22,15 @@ Specials = Mapping[str, str]
 """The special symbols of a library by our names of their ids, in its order."""
 
 
-def read_symbols(path: Path) -> list[str]:
-    """One symbol a line; what follows a tab is a count."""
+def read_symbols(path: Path, *, counted: bool = True) -> list[str]:
+    """One symbol a line; what follows a tab may be a count."""
     check_file(path)
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise FileError(f"{path} is not UTF-8 text: {error}.") from None
-    return [line.rstrip("\r").partition("\t")[0] for line in lines]
+    lines = [line.rstrip("\r") for line in lines]
+    return [line.partition("\t")[0] for line in lines] if counted else lines
 
 
 def splitting_side(symbols: Sequence[str], codes: Path | None) -> Side:
