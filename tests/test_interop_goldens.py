@@ -77,29 +77,21 @@ def golden(name):
 
 def ours(config, params, source, decoder_inputs, pad):
     """Encoder output [B, S, D] and logits [B, T, V] on a padded batch."""
-    model = Transformer(config)
-    batch = {
-        "input_segment_ids": jnp.asarray(source != pad, jnp.int32),
-        "target_segment_ids": jnp.asarray(decoder_inputs != pad, jnp.int32),
-        "input_positions": jnp.arange(source.shape[1])[None].repeat(len(source), 0),
-        "target_positions": jnp.arange(decoder_inputs.shape[1])[None].repeat(
-            len(source), 0
-        ),
-    }
+    model, rows = Transformer(config), len(source)
     variables = {"params": jax.tree.map(jnp.asarray, params)}
+    segments = jnp.asarray(source != pad, jnp.int32)
+    positions = jnp.arange(source.shape[1])[None].repeat(rows, 0)
     encoded = model.apply(
-        variables,
-        jnp.asarray(source),
-        batch["input_segment_ids"],
-        batch["input_positions"],
-        deterministic=True,
-        method="encode",
+        variables, source, segments, positions, deterministic=True, method="encode"
     )
     logits = model.apply(
         variables,
-        jnp.asarray(source),
-        jnp.asarray(decoder_inputs),
-        **batch,
+        source,
+        decoder_inputs,
+        input_segment_ids=segments,
+        target_segment_ids=jnp.asarray(decoder_inputs != pad, jnp.int32),
+        input_positions=positions,
+        target_positions=jnp.arange(decoder_inputs.shape[1])[None].repeat(rows, 0),
         deterministic=True,
     )
     return np.asarray(encoded), np.asarray(logits)

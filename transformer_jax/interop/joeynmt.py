@@ -222,9 +222,9 @@ def _layer(side: str) -> list[Row]:
     ours, theirs = f"{side}/layer_{{i}}", f"{side}.layers.{{i}}"
     rows: list[Row] = []
     for block, (name, norm_name) in BLOCKS[side].items():
-        places = (f"{theirs}.{name}.{part}_layer" for part in "qkv")
-        out = f"{theirs}.{name}.output_layer"
-        rows += attention(f"{ours}/{block}", *places, out, bias=True)
+        parts = ("q_layer", "k_layer", "v_layer", "output_layer")
+        places = (f"{theirs}.{name}.{part}" for part in parts)
+        rows += attention(f"{ours}/{block}", *places, bias=True)
         rows += norm(f"{ours}/{block}_norm", f"{theirs}.{norm_name}")
     there = f"{theirs}.feed_forward"
     rows += norm(f"{ours}/feed_forward_norm", f"{there}.layer_norm")

@@ -180,7 +180,7 @@ def write_folder(path: Path, foreign: Foreign, config: ModelConfig) -> None:
         "model_dir": ".",
         "use_cuda": False,
         "data": data,
-        "training": {},
+        "training": {"batch_size": 64},
         "testing": {
             "load_model": "best.ckpt",
             "beam_size": search.beam_size if search.method == "beam" else 1,

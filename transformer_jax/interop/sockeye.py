@@ -232,9 +232,8 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
     kinds = {ours: theirs for theirs, ours in POSITIONS.items()}
     tying = {ours: theirs for theirs, ours in TYING.items()}
     pre_norm = config.norm_position == "pre"
-    lengths = dict.fromkeys(
-        ("max_seq_len_source", "max_seq_len_target"), config.max_positions
-    )
+    longest = config.max_positions
+    lengths = {"max_seq_len_source": longest, "max_seq_len_target": longest}
     stack = {
         **STACK_DEFAULTS,
         **lengths,

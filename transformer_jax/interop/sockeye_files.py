@@ -9,6 +9,7 @@ Text is symbols with spaces between: what splits it into subwords is not in the 
 It is split at white space here too, unless codes are given or lie in the folder.
 """
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,17 +138,17 @@ def config_text(settings: Mapping[str, Any]) -> str:
     config_encoder: !TransformerConfig
       num_layers: 2
     """
-    node = yaml.SafeDumper("").represent_data(dict(settings))
-    node.tag = "!ModelConfig"
-    _tag(node)
+    node = yaml.SafeDumper(io.StringIO()).represent_data(dict(settings))
+    _tag(node, "ModelConfig")
     return yaml.serialize(node, Dumper=yaml.SafeDumper)
 
 
-def _tag(node: yaml.MappingNode) -> None:
-    for name, value in node.value:
-        if isinstance(value, yaml.MappingNode):
-            value.tag = f"!{CLASSES[name.value]}"
-            _tag(value)
+def _tag(node: yaml.Node, name: str) -> None:
+    """Gives mappings the name of the class that the field they are in is of."""
+    if isinstance(node, yaml.MappingNode):
+        node.tag = f"!{name}"
+        for key, value in node.value:
+            _tag(value, CLASSES.get(str(key.value), ""))
 
 
 def data_config(source: int, target: int, lengths: Mapping[str, int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from transformer_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer
-from transformer_jax.data.vocabulary_tokenizer import Side
+from transformer_jax.data.vocabulary_tokenizer import Side, Splitter
 from transformer_jax.interop.files import FileError, check_file
 from transformer_jax.interop.library import Options
 from transformer_jax.interop.rules import StateDict
@@ -90,7 +90,7 @@ def sides_of(tokenizer: Tokenizer, specials: Specials) -> tuple[Side, Side]:
 
     Libraries look symbols up by name, so no name may be there twice.
     """
-    codes = [("words", b""), ("words", b"")]
+    codes: list[tuple[Splitter, bytes]]
     if isinstance(tokenizer, SentencePieceTokenizer):
         codes = [("sentencepiece", model) for model in tokenizer.models]
     else:
