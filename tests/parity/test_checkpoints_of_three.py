@@ -13,8 +13,9 @@ import pytest
 
 from transformer_jax.__main__ import main
 from transformer_jax.interop.files import read_tensors
-from transformer_jax.interop.library import export_run, library
+from transformer_jax.interop.library import Foreign, export_run, export_state, library
 from transformer_jax.models.embeddings import sinusoidal_table
+from transformer_jax.testing import tiny_model, tiny_tokenizer
 
 torch = pytest.importorskip("torch")
 yaml = pytest.importorskip("yaml")
@@ -214,3 +215,54 @@ def test_a_checkpoint_with_a_program_is_refused(kind, tmp_path, capsys):
     path = files_of(kind, tmp_path / "theirs", spoil)
     assert import_to(tmp_path / "run", kind, path) != 0
     assert "could run any program" in capsys.readouterr().err
+
+
+OURS = {
+    "opennmt": {"norm_position": "pre", "source_eos": False},
+    "sockeye": {
+        "norm_eps": 1e-6,
+        "attention_bias": False,
+        "sinusoid_layout": "halves_paper",
+        "output_bias": True,
+    },
+    "joeynmt": {"norm_eps": 1e-6, "tied_embeddings": "none"},
+}
+"""Settings of models of ours that a library can express."""
+TABLES = {
+    "opennmt": ("model.{side}.embeddings.make_embedding.emb_luts.0.weight", 0),
+    "sockeye": ("embedding_{direction}.embedding.weight", 0),
+    "joeynmt": ("{short}_embed.lut.weight", 1),
+}
+"""Names of the embedding tables, and the number of padding in each library's files."""
+
+
+@pytest.mark.parametrize("kind", sorted(OURS))
+def test_our_own_run_is_numbered_as_the_library_numbers(kind, tmp_path):
+    """Rows of tables and symbols move together."""
+    tokenizer = tiny_tokenizer()
+    model, params = tiny_model(
+        source_vocab_size=tokenizer.source_vocab_size,
+        target_vocab_size=tokenizer.target_vocab_size,
+        **OURS[kind],
+    )
+    settings, state = export_state(kind, model.config, params)
+    library(kind).write(tmp_path, Foreign(settings, state, tokenizer), model.config)
+    back = library(kind).read(tmp_path)
+    name, pad_id = TABLES[kind]
+    sides = (
+        ("encoder", "source", "src", "encode_source", "der Mann liest ein Buch"),
+        ("decoder", "target", "trg", "encode_target", "the man reads a book"),
+    )
+    for side, direction, short, encode, text in sides:
+        table = name.format(side=side, direction=direction, short=short)
+        ours, theirs = (
+            getattr(each, encode)(text) for each in (tokenizer, back.tokenizer)
+        )
+        assert len(ours) == len(theirs) > 1
+        np.testing.assert_array_equal(state[table][ours], back.state[table][theirs])
+    assert back.tokenizer.decode_target(theirs) == text
+    assert back.tokenizer.pad_id == pad_id  # OpenNMT finds it by name, and keeps ours
+    config = library(kind).model_config(back.settings)
+    assert config.d_model == model.config.d_model
+    assert config.tied_embeddings == model.config.tied_embeddings
+    library(kind).table(config, back.settings).import_params(back.state)

@@ -232,7 +232,8 @@ class Table:
         needed |= {row.theirs for row in others if not row.optional}
         known = needed | {row.theirs for row in others}
         missing, unknown = sorted(needed - state.keys()), sorted(state.keys() - known)
-        problems = []
+        odd = sorted(key for key, x in state.items() if not hasattr(x, "shape"))
+        problems = [f"not arrays: {_listed(odd)}"] if odd else []
         if missing:
             problems.append(f"missing: {_listed(missing)}")
         if unknown:
