@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+import yaml
 
 PICKLES = (".pt", ".bin", ".ckpt", ".pth", ".best")
 """Endings of files that PyTorch writes."""
@@ -107,6 +108,38 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise FileError(f"{path} is not valid JSON: {error}.") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an object of a class (`!Name`) is a mapping too."""
+    check_file(path)
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        raise FileError(f"{path} is not valid YAML: {error}.") from None
+    if not isinstance(value, dict):
+        raise FileError(f"{path} holds no settings, but {type(value).__name__}.")
+    return value
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Makes no objects: mappings, lists and numbers only."""
+
+
+def _plain_mapping(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
+    if not isinstance(node, yaml.MappingNode):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"!{tag} is not a mapping", node.start_mark
+        )
+    return loader.construct_mapping(node, deep=True)
+
+
+def _plain_list(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    return loader.construct_sequence(node, deep=True)  # pyright: ignore[reportArgumentType]
+
+
+_PlainLoader.add_multi_constructor("!", _plain_mapping)
+_PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", _plain_list)
 
 
 def check_file(path: Path) -> None:

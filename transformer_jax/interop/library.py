@@ -78,7 +78,13 @@ def import_state(
 ) -> tuple[ModelConfig, Params]:
     """Another library's state dict and settings → our settings and parameters."""
     there = library(kind)
-    config = there.model_config(settings)
+    try:
+        config = there.model_config(settings)
+    except KeyError as error:
+        raise ValueError(
+            f"The settings of this model lack {error}, without which {LIBRARIES[kind]} "
+            "could not build it either: give it in a file as --settings."
+        ) from None
     return config, there.table(config, settings).import_params(state)
 
 

@@ -53,6 +53,8 @@ EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "norm_eps": (1e-5,),
     "gated": (False,),
     "attention_bias": (True,),
+    "feed_forward_bias": (True,),
+    "norm_bias": (True,),
     "positions": ("sinusoidal",),
     "sinusoid_layout": ("halves_paper",),
     "position_offset": (0,),

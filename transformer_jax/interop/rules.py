@@ -58,6 +58,24 @@ ROW = Kind("row", lambda x, n: x[0], lambda x, n: x[None])
 """A vector stored as a matrix of one row."""
 
 
+Order = Callable[[int, int, int], np.ndarray]
+"""Rows, parts, heads → numbers of their rows, in the order that puts our parts one
+below the other."""
+
+
+def keys_values_by_head(rows: int, parts: int, heads: int) -> np.ndarray:
+    """Key rows of head 0, value rows of head 0, key rows of head 1 … (Sockeye).
+
+    Of three parts the first, the query, stands before them as it is.
+
+    >>> keys_values_by_head(8, 2, 2).tolist()
+    [0, 1, 4, 5, 2, 3, 6, 7]
+    """
+    first = rows // parts * (parts - 2)
+    mixed = np.arange(first, rows).reshape(heads, 2, -1)
+    return np.concatenate([np.arange(first), mixed.swapaxes(0, 1).reshape(-1)])
+
+
 class Rule(NamedTuple):
     """Our array and theirs; of several of ours, theirs is all, one below the other.
 
@@ -67,6 +85,8 @@ class Rule(NamedTuple):
     ours: str | tuple[str, ...]
     theirs: str
     kind: Kind = SAME
+    order: Order | None = None
+    """Of their rows, if our parts are not simply one below the other."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -150,7 +170,7 @@ class Table:
         shape, or holds numbers that are not finite.
         """
         self.check()
-        wanted = self.shapes()
+        wanted, heads = self.shapes(), self.config.num_heads
         self._check_keys(state)
         found: dict[str, np.ndarray] = {}
         problems = []
@@ -164,9 +184,11 @@ class Table:
             elif not np.isfinite(array).all():
                 problems.append(f"{rule.theirs} holds NaN or infinity")
             else:
+                if rule.order:
+                    array = array[rule.order(len(array), len(rule.parts), heads)]
                 parts = np.split(array, len(rule.parts)) if rule.parts[1:] else [array]
                 for path, part in zip(rule.parts, parts, strict=True):
-                    ours = rule.kind.to_ours(part, self.config.num_heads)
+                    ours = rule.kind.to_ours(part, heads)
                     found[path] = ours.astype(self._dtype, copy=False)
         problems += self._check_repeated(state)
         if problems:
@@ -184,6 +206,8 @@ class Table:
         for rule in self.rules():
             parts = [rule.kind.to_theirs(ours[path], heads) for path in rule.parts]
             whole = np.concatenate(parts) if parts[1:] else parts[0]
+            if rule.order:
+                whole = whole[np.argsort(rule.order(len(whole), len(parts), heads))]
             state[rule.theirs] = np.ascontiguousarray(whole)
         for row in self.rows:
             if isinstance(row, Alias) and not row.optional:
@@ -208,7 +232,8 @@ class Table:
         needed |= {row.theirs for row in others if not row.optional}
         known = needed | {row.theirs for row in others}
         missing, unknown = sorted(needed - state.keys()), sorted(state.keys() - known)
-        problems = []
+        odd = sorted(key for key, x in state.items() if not hasattr(x, "shape"))
+        problems = [f"not arrays: {_listed(odd)}"] if odd else []
         if missing:
             problems.append(f"missing: {_listed(missing)}")
         if unknown:
@@ -250,7 +275,7 @@ def _each_layer(rule: Rule, config: ModelConfig) -> Iterator[Rule]:
     for i in range(layers):
         ours = tuple(part.replace("{i}", str(i)) for part in rule.parts)
         theirs = rule.theirs.replace("{i}", str(i))
-        yield Rule(ours if ours[1:] else ours[0], theirs, rule.kind)
+        yield rule._replace(ours=ours if ours[1:] else ours[0], theirs=theirs)
 
 
 def _listed(names: Sequence[str], separator: str = ", ") -> str:
