@@ -58,6 +58,7 @@ SAME_SIDES = ("hidden_size", "ff_size", "num_heads", "activation")
 EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "norm": ("layer_norm",),
     "norm_bias": (True,),
+    "source_bos": (False,),
     "norm_eps": (1e-6,),
     "gated": (False,),
     "attention_bias": (True,),

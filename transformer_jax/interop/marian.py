@@ -60,8 +60,6 @@ EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "position_offset": (0,),
     "source_eos": (True,),
     "source_bos": (False,),
-    "norm_bias": (True,),
-    "feed_forward_bias": (True,),
     "tied_embeddings": ("all", "target_output", "none"),
 }
 

@@ -115,6 +115,7 @@ training or to other types of model."""
 EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "norm": ("layer_norm",),
     "norm_bias": (True,),
+    "source_bos": (False,),
     "norm_position": ("pre",),
     "has_final_norm": (True,),
     "positions": ("sinusoidal",),

@@ -87,6 +87,7 @@ MODEL_FIELDS = (
 EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "norm": ("layer_norm",),
     "norm_bias": (True,),
+    "source_bos": (False,),
     "norm_eps": (1e-6,),
     "attention_bias": (False,),
     "feed_forward_bias": (True,),
