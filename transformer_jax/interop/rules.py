@@ -6,6 +6,7 @@ and exporting what was imported gives every bit back.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -120,9 +121,7 @@ class Table:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Our arrays by path."""
-        model = Transformer(self.config)
-        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-        return {path: x.shape for path, x in leaves_by_path(params).items()}
+        return _shapes(self.config)
 
     def check(self) -> None:
         """Raises unless every path of ours is used exactly once, and every key once."""
@@ -230,6 +229,13 @@ class Table:
                     array, made, rtol=0, atol=row.tolerance
                 ):
                     yield f"{row.theirs} is not what the settings make it"
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    model = Transformer(config)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return {path: x.shape for path, x in leaves_by_path(params).items()}
 
 
 def _each_layer(rule: Rule, config: ModelConfig) -> Iterator[Rule]:
