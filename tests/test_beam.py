@@ -84,9 +84,9 @@ def plain_beam(table, limit, *, kind, alpha, n, beam_size) -> list[Hypothesis]:
                     continue
                 longer = (*tokens, token)
                 candidates.append((longer, log_probability(table, longer)))
-        best = sorted(candidates, key=lambda each: -each[1])[:beam_size]
-        ended += [each for each in best if each[0][-1] == EOS]
-        live = [each for each in best if each[0][-1] != EOS]
+        best = sorted(candidates, key=lambda each: -each[1])[: 2 * beam_size]
+        ended += [each for each in best[:beam_size] if each[0][-1] == EOS]
+        live = [each for each in best if each[0][-1] != EOS][:beam_size]
     found = [Hypothesis(t, p, p / float(penalties[len(t)])) for t, p in ended]
     return sorted(found, key=lambda each: -each.score)[:n]
 
@@ -293,3 +293,21 @@ def test_search_ends_when_the_last_sentence_is_done():
 def test_an_unknown_penalty_is_named():
     with pytest.raises(ValueError, match="choose 'average', 'gnmt' or 'none'"):
         penalty_table("wu", 1.0, 3)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("beam_size", [0, 1, 3])
+def test_banned_tokens_are_passed_over_and_the_others_keep_their_probabilities(
+    beam_size,
+):
+    table = random_table(8, sentences=4, length=4, vocab=4)
+    found = search(table, beam_size=beam_size, banned=(2,))
+    assert (search(table, beam_size=beam_size).tokens == 2).any()
+    for sentence in range(4):
+        length = found.lengths[sentence, 0]
+        tokens = found.tokens[sentence, 0, :length]
+        assert 2 not in tokens
+        np.testing.assert_allclose(
+            found.log_probabilities[sentence, 0],
+            log_probability(table[sentence], tokens),
+            rtol=1e-5,
+        )

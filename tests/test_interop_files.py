@@ -17,7 +17,7 @@ from transformer_jax.interop.files import (
 
 
 def test_written_tensors_are_read_back(tmp_path):
-    state = {"a.weight": np.arange(6.0).reshape(2, 3), "b": np.int32([1, 2])}
+    state = {"a.weight": np.arange(6.0).reshape(2, 3), "b": np.array([1, 2], np.int32)}
     write_tensors(tmp_path / "it.safetensors", state)
     found = read_tensors(tmp_path / "it.safetensors")
     assert found.keys() == state.keys()

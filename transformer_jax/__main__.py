@@ -17,6 +17,9 @@ VERBS = {
     "evaluate": "BLEU, chrF and TER of a run, or of a file of translations",
     "average": "average the parameters of several checkpoints",
     "attention": "draw what attention looks at in a sentence",
+    "import": "make a run from another library's model",
+    "export": "write a run's weights as another library's model",
+    "compare": "find the first layer in which two models differ",
     "inspect": "what is in a run: step, parameters, settings",
     "demo": "train on the phrasebook in minutes, then translate",
 }

@@ -90,6 +90,11 @@ class SentencePieceTokenizer:
         """Whether both sides share one vocabulary."""
         return self._source_model == self._target_model
 
+    @property
+    def models(self) -> tuple[bytes, bytes]:
+        """The SentencePiece models of source and target."""
+        return self._source_model, self._target_model
+
     def encode_source(self, text: str, *, seed: int | None = None) -> list[int]:
         """Ids of a source text, without special ones; `seed` samples its pieces."""
         if seed is None or not self._sampling:

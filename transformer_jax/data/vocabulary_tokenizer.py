@@ -17,7 +17,7 @@ from transformer_jax.data.tokenizer import DESCRIPTION, sentencepiece_processor
 Splitter = Literal["words", "bpe", "sentencepiece"]
 CONTINUED = "@@"
 """Ends a piece that is not the last of its word (subword-nmt)."""
-_LANGUAGE = re.compile(r"\s*(>>\S+<<)\s*")
+_LANGUAGE = re.compile(r"(>>.*?<<)")
 
 
 class Side(NamedTuple):

@@ -118,7 +118,9 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
 
 def settings_of(config: ModelConfig) -> dict[str, Any]:
     """Our settings in theirs; the special ids are those of its data."""
-    expressible = {name: (value,) for name, value in ALWAYS.items()}
+    expressible: dict[str, tuple[Any, ...]] = {
+        name: (value,) for name, value in ALWAYS.items()
+    }
     expressible["final_norm"] = (True, None)
     expressible["num_decoder_layers"] = (config.num_encoder_layers,)
     refuse("annotated", differences(config, expressible))

@@ -6,6 +6,7 @@ plain containers, and the few classes that a library's checkpoints need. Of thos
 the fields are kept, so that no code of theirs runs.
 """
 
+import fnmatch
 import importlib
 import json
 import re
@@ -19,6 +20,8 @@ import safetensors.numpy
 
 PICKLES = (".pt", ".bin", ".ckpt", ".pth", ".best")
 """Endings of files that PyTorch writes."""
+UNKNOWN_CLASS = re.compile(r"GLOBAL ([\w.]+)")
+"""In what PyTorch's reader says of a class that it does not let in."""
 
 
 class FileError(ValueError):
@@ -56,17 +59,27 @@ def write_tensors(path: Path, state: Mapping[str, np.ndarray]) -> None:
 def read_pickle(path: Path, *, classes: Sequence[str] = ()) -> Any:
     """What `torch.save` wrote, tensors as numpy arrays.
 
-    `classes` are the dotted names of classes that may occur; each becomes `Fields`.
+    `classes` are the dotted names of classes that may occur, or patterns of them
+    (`omegaconf.*`); each becomes `Fields`, and is asked for nothing.
     """
     check_file(path)
     torch = import_torch()
-    allowed = [(type(name, (Fields,), {}), name) for name in classes]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise FileError(_refused(path, str(error))) from None
-    return _to_numpy(value, torch)
+    allowed: dict[str, Any] = {}
+    while True:
+        pairs = [(stand_in, name) for name, stand_in in allowed.items()]
+        try:
+            with torch.serialization.safe_globals(pairs):
+                value = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # The reader names one class at a time, builtin ones by half their name.
+            found = UNKNOWN_CLASS.search(str(error))
+            name = found[1] if found else ""
+            name = name if "." in name else f"builtins.{name}"
+            if name in allowed or not _matches(name, classes):
+                raise FileError(_refused(path, str(error))) from None
+            allowed[name] = _stand_in(name)
+        else:
+            return _to_numpy(value, torch)
 
 
 def write_pickle(path: Path, value: Any) -> None:
@@ -126,7 +139,7 @@ def new_folder(path: Path) -> Path:
 
 
 def _refused(path: Path, reason: str) -> str:
-    unknown = sorted(set(re.findall(r"GLOBAL ([\w.]+)", reason)))
+    unknown = sorted(set(UNKNOWN_CLASS.findall(reason)))
     if unknown:
         return (
             f"{path} is refused: besides arrays it holds {', '.join(unknown)}, which "
@@ -137,28 +150,44 @@ def _refused(path: Path, reason: str) -> str:
     return f"{path} cannot be read by PyTorch: {first}. Is it whole?"
 
 
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _stand_in(name: str) -> Any:
+    if name == "collections.defaultdict":
+        return lambda *_: {}  # the reader puts items into plain dicts only
+    return type(name, (Fields,), {})
+
+
 def _known_type(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if x.dtype.name in ("bfloat16", "float16") else x
 
 
-def _to_numpy(value: Any, torch: Any) -> Any:
-    """The same with arrays in place of tensors, and dicts in place of `Fields`."""
+def _to_numpy(value: Any, torch: Any, inside: tuple[int, ...] = ()) -> Any:
+    """The same with arrays in place of tensors, and dicts in place of `Fields`.
+
+    What holds itself, as a child does its parent, is left out there.
+    """
     if isinstance(value, torch.Tensor):
         half = value.dtype in (torch.bfloat16, torch.float16)
         return (value.float() if half else value).detach().numpy()
+    if id(value) in inside:
+        return None
+    inside = (*inside, id(value))
     if isinstance(value, Fields):
-        fields = {"class": type(value).__name__, **vars(value)}
-        return _to_numpy(fields, torch)
+        value = {"class": type(value).__name__, **vars(value)}
     if isinstance(value, Mapping):
-        return {key: _to_numpy(each, torch) for key, each in value.items()}
+        return {key: _to_numpy(each, torch, inside) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_to_numpy(each, torch) for each in value)
+        return type(value)(_to_numpy(each, torch, inside) for each in value)
     return value
 
 
 def _to_torch(value: Any, torch: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value))
+        # Arrays that come from jax are read-only, which torch does not know.
+        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if isinstance(value, Mapping):
         return {key: _to_torch(each, torch) for key, each in value.items()}
     return value

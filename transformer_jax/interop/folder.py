@@ -210,7 +210,7 @@ def _symbols(path: Path) -> tuple[str, ...]:
         return tuple(symbols)
     check_file(path)
     try:
-        text = path.read_text(encoding="utf-8", newline="\n")
+        text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise FileError(f"{path} is not UTF-8 text: {error}.") from None
     return tuple(text.removesuffix("\n").split("\n"))

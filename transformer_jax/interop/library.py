@@ -2,6 +2,7 @@
 
 A module of this folder that stands for a library has:
 
+    EXPRESSIBLE                               values of our settings that it knows
     model_config(settings) -> ModelConfig     refuses what we cannot express
     settings_of(config) -> dict               refuses what they cannot express
     table(config, settings) -> Table
@@ -9,7 +10,6 @@ A module of this folder that stands for a library has:
     write(path, foreign, config) -> None
 """
 
-import dataclasses
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.config import Config, ModelConfig, SearchConfig, TokenizerConfig
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
 from transformer_jax.interop.files import new_folder
+from transformer_jax.interop.layout import SAME_WAVES, with_layout
 from transformer_jax.interop.rules import StateDict
 from transformer_jax.recipes import config_from_json, config_to_json
 from transformer_jax.trees import params_sha256
@@ -84,8 +85,15 @@ def import_state(
 def export_state(
     kind: str, config: ModelConfig, params: Params
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our settings and parameters → another library's settings and state dict."""
+    """Our settings and parameters → another library's settings and state dict.
+
+    Where its sinusoids are ours in another order, so are the weights then.
+    """
     there = library(kind)
+    expressible = getattr(there, "EXPRESSIBLE", {})
+    layouts = expressible.get("sinusoid_layout", (config.sinusoid_layout,))
+    if config.sinusoid_layout in SAME_WAVES and layouts[0] in SAME_WAVES:
+        config, params = with_layout(config, params, layouts[0])
     settings = there.settings_of(config)
     return settings, there.table(config, settings).export_params(params)
 
@@ -144,14 +152,13 @@ def refuse(kind: str, differences: list[str]) -> None:
 def differences(
     config: ModelConfig, expressible: Mapping[str, tuple[Any, ...]]
 ) -> list[str]:
-    """Settings of ours whose value is not among those that a library can express.
+    """Settings or properties of ours with values that a library cannot express.
 
     >>> differences(ModelConfig(gated=True), {"gated": (False,)})
     ['gated is True, and must be False']
     """
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return [
-        f"{name} is {values[name]!r}, and must be {' or '.join(map(repr, allowed))}"
+        f"{name} is {value!r}, and must be {' or '.join(map(repr, allowed))}"
         for name, allowed in expressible.items()
-        if values[name] not in allowed
+        if (value := getattr(config, name)) not in allowed
     ]

@@ -133,8 +133,11 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
     learned = theirs.positions == "learned"
     if learned and theirs.position_offset:
         raise ValueError("position_offset must be 0 where positions are learned.")
+    same: dict[str, Any] = {name: getattr(theirs, name) for name in SAME_NAME}
+    if learned:
+        same["max_positions"] = theirs.maxlen
     return ModelConfig(
-        **{name: getattr(theirs, name) for name in SAME_NAME},
+        **same,
         num_heads=theirs.nhead,
         d_ff=theirs.dim_feedforward,
         attention_dropout=theirs.dropout,
@@ -147,7 +150,6 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
         output_bias=theirs.generator_bias,
         source_vocab_size=theirs.src_vocab_size,
         target_vocab_size=theirs.tgt_vocab_size,
-        **({"max_positions": theirs.maxlen} if learned else {}),
     )
 
 
@@ -167,10 +169,11 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
             },
         ),
     )
-    same = {name: getattr(config, name) for name in SAME_NAME}
+    same: dict[str, Any] = {name: getattr(config, name) for name in SAME_NAME}
+    same["final_norm"] = config.has_final_norm
     return dataclasses.asdict(
         TorchSettings(  # pyright: ignore[reportCallIssue]
-            **{**same, "final_norm": config.has_final_norm},
+            **same,
             nhead=config.num_heads,
             dim_feedforward=config.d_ff,
             norm_first=config.norm_position == "pre",

@@ -7,7 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.search.result import LengthPenalty, SearchResult, penalty_table
-from transformer_jax.search.rows import feed_prefix, length_limits, reorder
+from transformer_jax.search.rows import (
+    feed_prefix,
+    length_limits,
+    reorder,
+    without,
+)
 from transformer_jax.types import Array, Cache, Memory, StepFn
 
 
@@ -19,6 +24,8 @@ class Rules(NamedTuple):
     """[B]: most target tokens, end included; 0: do not search."""
     penalties: Array
     """[T + 1]: what divides a log-probability, by length."""
+    banned: tuple[int, ...]
+    """Tokens that no target may have."""
 
 
 class Beams(NamedTuple):
@@ -44,7 +51,7 @@ class Beams(NamedTuple):
 
 
 class Continuations(NamedTuple):
-    """The K likeliest ways to go on from the live beams, best first; all [B, K]."""
+    """The C likeliest ways to go on from the live beams, best first; all [B, C]."""
 
     parents: Array
     tokens: Array
@@ -65,15 +72,18 @@ def beam_search(
     alpha: float = 1.0,
     n_best: int = 1,
     max_lengths: Array | None = None,
+    banned: tuple[int, ...] = (),
 ) -> SearchResult:
-    """At each place, the K likeliest continuations of the live beams are taken; those
-    that end are scored and set aside, the others live on.
+    """At each place, the 2K likeliest continuations of the live beams are looked at.
+    Of the first K, those that end are scored and set aside; the best K that do not end
+    live on, so that K beams live as long as the search does (fairseq, Hugging Face).
 
     Score: log-probability / penalty(length), end token included in both (see
     `penalty_table`). The n best are kept. A sentence is done when no live beam could
     still beat the worst of them, however it went on: a bound, so stopping early never
     changes the result. With one beam this is greedy search; with K at least the number
-    of all prefixes it is exhaustive.
+    of all prefixes it is exhaustive. `banned` tokens are passed over; the others keep
+    their log-probabilities.
 
     `prefix` [B, P] begins with the start token; more than that forces how each target
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
@@ -86,6 +96,7 @@ def beam_search(
         eos_id=eos_id,
         limits=length_limits(max_lengths, prefix, max_length=max_length),
         penalties=jnp.asarray(penalty_table(length_penalty, alpha, max_length)),
+        banned=banned,
     )
     logits, known, cache = feed_prefix(step_fn, cache, memory, prefix, beams=beam_size)
     start = first_beams(prefix, known, cache, rules, beam_size=beam_size, n=n_best)
@@ -145,35 +156,29 @@ def first_beams(
 
 def advance(logits: Array, beams: Beams, rules: Rules) -> Beams:
     """Logits [R, V] of the next token → the beams one token longer."""
+    beam_size = beams.log_probabilities.shape[1]
     best = best_continuations(logits, beams, rules)
     alive = jnp.any(beams.log_probabilities > -jnp.inf, axis=-1)  # [B]
     lengths = beams.lengths + alive
-    max_length = beams.tokens.shape[-1]
-    here = jnp.arange(max_length)[None, :] == beams.lengths[:, None]  # [B, T]
-    here = (here & alive[:, None])[:, None]
 
-    def extend(histories: Array, new: Array) -> Array:
-        """[B, K, T], [B, K] → each parent's history with its new token."""
-        histories = jnp.take_along_axis(histories, best.parents[..., None], axis=1)
-        return jnp.where(here, new[..., None], histories)
-
-    tokens = extend(beams.tokens, best.tokens)
-    token_log_probabilities = extend(
-        beams.token_log_probabilities, best.token_log_probabilities
-    )
-    ended = best.tokens == rules.eos_id
-    ended_scores = best.log_probabilities / rules.penalties[lengths][:, None]
+    first = jax.tree.map(lambda x: x[:, :beam_size], best)
+    ended = first.tokens == rules.eos_id
+    ended_scores = first.log_probabilities / rules.penalties[lengths][:, None]
+    tokens, token_log_probabilities = longer(beams, first, alive)
     finished = keep_best(
         beams.finished,
         SearchResult(
             tokens=tokens,
             lengths=jnp.broadcast_to(lengths[:, None], ended.shape),
             scores=jnp.where(ended, ended_scores, -jnp.inf),
-            log_probabilities=jnp.where(ended, best.log_probabilities, -jnp.inf),
+            log_probabilities=jnp.where(ended, first.log_probabilities, -jnp.inf),
             token_log_probabilities=token_log_probabilities,
         ),
     )
-    live = jnp.where(ended, -jnp.inf, best.log_probabilities)
+    going_on = jnp.where(best.tokens == rules.eos_id, -jnp.inf, best.log_probabilities)
+    live, index = jax.lax.top_k(going_on, beam_size)
+    kept = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=-1), best)
+    tokens, token_log_probabilities = longer(beams, kept, alive)
     bound = live.max(axis=-1) / rules.penalties[rules.limits]
     hopeless = bound <= finished.scores[:, -1]
     return Beams(
@@ -181,27 +186,45 @@ def advance(logits: Array, beams: Beams, rules: Rules) -> Beams:
         tokens=tokens,
         token_log_probabilities=token_log_probabilities,
         log_probabilities=jnp.where(hopeless[:, None], -jnp.inf, live),
-        parents=best.parents,
+        parents=kept.parents,
         finished=finished,
         cache=beams.cache,
     )
 
 
-def best_continuations(logits: Array, beams: Beams, rules: Rules) -> Continuations:
-    """The K likeliest of the K·V ways to go on; logits [R, V].
+def longer(beams: Beams, new: Continuations, alive: Array) -> tuple[Array, Array]:
+    """Each parent's tokens and their log-probabilities with the new ones: [B, K, T];
+    sentences that are not `alive` [B] stay as they are."""
+    places = jnp.arange(beams.tokens.shape[-1])[None, :]
+    here = ((places == beams.lengths[:, None]) & alive[:, None])[:, None]  # [B, 1, T]
 
-    Only the K best tokens of a beam can be among them, so the vocabulary is neither
+    def extend(histories: Array, new_ones: Array) -> Array:
+        histories = jnp.take_along_axis(histories, new.parents[..., None], axis=1)
+        return jnp.where(here, new_ones[..., None], histories)
+
+    return (
+        extend(beams.tokens, new.tokens),
+        extend(beams.token_log_probabilities, new.token_log_probabilities),
+    )
+
+
+def best_continuations(logits: Array, beams: Beams, rules: Rules) -> Continuations:
+    """The likeliest of the K·V ways to go on; logits [R, V]. They are C = 2K, as at
+    most K of them end; a single beam needs only C = 1.
+
+    Only the C best tokens of a beam can be among them, so the vocabulary is neither
     sorted nor normalised as a whole.
     """
     sentences, beam_size = beams.log_probabilities.shape
     chex.assert_shape(logits, (sentences * beam_size, None))
-    width = min(beam_size, logits.shape[-1])
+    wanted = 2 * beam_size if beam_size > 1 else 1
+    width = min(wanted, logits.shape[-1])
 
     def by_sentence(x: Array) -> Array:
         return x.reshape(sentences, beam_size, -1)
 
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    top, tokens = jax.lax.top_k(logits, width)
+    top, tokens = jax.lax.top_k(without(logits, rules.banned), width)
     log_probabilities, tokens = by_sentence(top - total), by_sentence(tokens)
     end = by_sentence(logits[:, rules.eos_id, None] - total)  # [B, K, 1]
     last_place = (beams.lengths + 1 >= rules.limits)[:, None, None]
@@ -212,7 +235,8 @@ def best_continuations(logits: Array, beams: Beams, rules: Rules) -> Continuatio
     tokens = jnp.where(last_place, rules.eos_id, tokens)
 
     sums = beams.log_probabilities[..., None] + log_probabilities  # [B, K, width]
-    best, index = jax.lax.top_k(sums.reshape(sentences, -1), beam_size)
+    count = min(wanted, beam_size * width)
+    best, index = jax.lax.top_k(sums.reshape(sentences, -1), count)
 
     def chosen(x: Array) -> Array:
         return jnp.take_along_axis(x.reshape(sentences, -1), index, axis=-1)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.search.result import LengthPenalty, SearchResult, penalty_table
-from transformer_jax.search.rows import feed_prefix, length_limits
+from transformer_jax.search.rows import feed_prefix, length_limits, without
 from transformer_jax.types import Array, Cache, Memory, StepFn
 
 
@@ -37,6 +37,7 @@ def greedy_search(
     max_lengths: Array | None = None,
     length_penalty: LengthPenalty = "average",
     alpha: float = 1.0,
+    banned: tuple[int, ...] = (),
 ) -> SearchResult:
     """Takes the likeliest token (the smallest id among equals) until the end token.
 
@@ -44,7 +45,8 @@ def greedy_search(
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
     0: do not search); at its last place every target is forced to end, at the price of
     the end token's log-probability. The cache has R = B rows. The penalty only makes
-    the score. A sentence's result does not depend on the others.
+    the score. `banned` tokens are passed over; the others keep their log-probabilities.
+    A sentence's result does not depend on the others.
     """
     limits = length_limits(max_lengths, prefix, max_length=max_length)
 
@@ -55,14 +57,14 @@ def greedy_search(
         positions = jnp.minimum(state.lengths, max_length - 1)
         output, cache = step_fn(tokens, positions, state.cache, memory)
         state = state._replace(cache=cache)
-        return advance(output.logits[:, -1], state, limits, eos_id=eos_id)
+        return advance(output.logits[:, -1], state, limits, eos_id, banned)
 
     logits, known, cache = feed_prefix(step_fn, cache, memory, prefix, beams=1)
     start = first_state(prefix, known, cache, limits, max_length=max_length)
     found = jax.lax.while_loop(
         lambda state: jnp.any(state.alive),
         step,
-        advance(logits, start, limits, eos_id=eos_id),
+        advance(logits, start, limits, eos_id, banned),
     )
     penalties = jnp.asarray(penalty_table(length_penalty, alpha, max_length))
     return SearchResult(
@@ -93,11 +95,15 @@ def first_state(
 
 
 def advance(
-    logits: Array, state: GreedyState, limits: Array, *, eos_id: int
+    logits: Array,
+    state: GreedyState,
+    limits: Array,
+    eos_id: int,
+    banned: tuple[int, ...],
 ) -> GreedyState:
     """Logits [B, V] of the next token → the state one token later."""
     lengths, alive = state.lengths, state.alive
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    token = jnp.argmax(without(logits, banned), axis=-1).astype(jnp.int32)
     token = jnp.where(lengths + 1 >= limits, eos_id, token)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
     chosen = chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -36,6 +36,17 @@ def feed_prefix(
     return output.logits[:, -1], known, cache
 
 
+def without(logits: Array, banned: tuple[int, ...]) -> Array:
+    """Logits [R, V] in which the banned tokens cannot be chosen.
+
+    >>> without(jnp.array([[1.0, 2.0, 3.0]]), (2,))
+    Array([[  1.,   2., -inf]], dtype=float32)
+    """
+    if not banned:
+        return logits
+    return logits.at[:, jnp.array(banned)].set(-jnp.inf)
+
+
 def length_limits(
     max_lengths: Array | None, prefix: Array, *, max_length: int
 ) -> Array:

@@ -70,6 +70,7 @@ class SearchPlan(NamedTuple):
     max_length: int
     start_id: int
     eos_id: int
+    banned: tuple[int, ...]
 
 
 class Translator:
@@ -211,11 +212,14 @@ class Translator:
         for row, index in enumerate(batch.indices):
             words = len(sources[index]) - self.model.config.source_specials
             max_lengths[row] = self._max_target(words, search)
+        # Padding and a start token of its own are no words (Marian bans pad; so do we).
+        never = {self.tokenizer.pad_id, self.tokenizer.bos_id} - {self.tokenizer.eos_id}
         plan = SearchPlan(
             search=search,
             max_length=self._max_target(batch.length, search),
             start_id=int(nothing["decoder_inputs"][0]),
             eos_id=self.tokenizer.eos_id,
+            banned=tuple(sorted(never)),
         )
         return search_batch(
             self.params,
@@ -285,6 +289,7 @@ def search_batch(
             max_lengths=max_lengths,
             length_penalty=search.length_penalty,
             alpha=search.alpha,
+            banned=plan.banned,
         )
     return beam_search(
         step_fn,
@@ -298,6 +303,7 @@ def search_batch(
         alpha=search.alpha,
         n_best=search.n_best,
         max_lengths=max_lengths,
+        banned=plan.banned,
     )
 
 
