@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test install clean
+.PHONY: help demo test install clean goldens
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -38,3 +38,6 @@ $(STAMP): pyproject.toml
 clean:  ## remove .venv, caches and built files; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './runs/*' -exec rm -rf {} +
+
+goldens:  ## remake the golden files of tests/parity with the other libraries
+	tests/parity/goldens/remake.sh build/venvs

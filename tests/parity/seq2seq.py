@@ -39,7 +39,7 @@ class PositionalEncoding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, B, D] → [T, B, D]."""
-        return x + self.pos_embedding[: x.shape[0]]
+        return x + self.get_buffer("pos_embedding")[: x.shape[0]]
 
 
 class Seq2SeqTransformer(nn.Module):

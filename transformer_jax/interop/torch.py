@@ -171,6 +171,8 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
     )
     same: dict[str, Any] = {name: getattr(config, name) for name in SAME_NAME}
     same["final_norm"] = config.has_final_norm
+    if learned:
+        same["maxlen"] = config.max_positions
     return dataclasses.asdict(
         TorchSettings(  # pyright: ignore[reportCallIssue]
             **same,
@@ -182,7 +184,6 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
             generator_bias=config.output_bias,
             src_vocab_size=config.source_vocab_size,
             tgt_vocab_size=config.target_vocab_size,
-            **({"maxlen": config.max_positions} if learned else {}),
         )
     )
 
