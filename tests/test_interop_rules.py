@@ -1,5 +1,6 @@
 """Tables of weights: complete, exact both ways, and plain about what is wrong."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformer_jax.interop.rules import (
     Table,
     TableError,
 )
-from transformer_jax.testing import tiny_model
+from transformer_jax.testing import tiny_model, tiny_model_config
 
 TORCH = {"final_norm": True, "output_bias": True}
 NO_BIAS = dict.fromkeys(("attention_bias", "feed_forward_bias", "norm_bias"), False)
@@ -52,10 +53,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+toy = functools.cache(lambda name: tiny_model(**MODELS[name][1]))
+"""Each model is made once: its shapes have to be traced."""
+
+
 def exported(name: str) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
     """Kind, settings and state dict of a toy model with random numbers everywhere."""
-    kind, overrides = MODELS[name]
-    model, params = tiny_model(**overrides)
+    kind, (model, params) = MODELS[name][0], toy(name)
     return kind, *export_state(kind, model.config, params)
 
 
@@ -69,8 +73,7 @@ def assert_same_bits(found: Any, wanted: Any) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_importing_what_was_exported_gives_every_bit_back(name):
-    kind, overrides = MODELS[name]
-    model, params = tiny_model(**overrides)
+    kind, (model, params) = MODELS[name][0], toy(name)
     settings, state = export_state(kind, model.config, params)
     config, again = import_state(kind, state, settings)
     assert_same_bits(again, params)
@@ -90,7 +93,9 @@ def test_exporting_what_was_imported_gives_every_bit_back(name):
         if isinstance(row, Alias):
             state[row.theirs] = state[row.of]
     config, params = import_state(kind, state, settings)
-    assert_same_bits(export_state(kind, config, params), (settings, state))
+    settings_again, again = export_state(kind, config, params)
+    assert settings_again == settings
+    assert_same_bits(again, state)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -192,10 +197,10 @@ def test_long_lists_of_wrong_keys_are_cut():
 
 
 def test_parameters_of_another_model_are_not_exported():
-    model, params = tiny_model(**TORCH)
-    del params["output"]
+    model, params = toy("torch_post")
+    others = {name: x for name, x in params.items() if name != "output"}
     with pytest.raises(TableError, match="of another model: output/bias"):
-        export_state("torch", model.config, params)
+        export_state("torch", model.config, others)
 
 
 def test_a_fused_array_is_query_key_and_value_one_below_the_other():
@@ -221,7 +226,7 @@ def optional_table(model: Any, tolerance: float = 1e-5) -> Table:
 
 
 def test_optional_keys_may_be_missing_are_checked_and_not_exported():
-    model, params = tiny_model(**TORCH)
+    model, params = toy("torch_post")
     table = optional_table(model, tolerance=0.1)
     state = table.export_params(params)
     assert not {"again", "version"} & state.keys()
@@ -270,7 +275,7 @@ def test_each_kind_of_change_is_undone(kind, shape):
 )
 def test_what_a_library_cannot_express_is_refused(kind, overrides, named):
     with pytest.raises(ValueError, match=f"without changing what it computes.*{named}"):
-        library(kind).settings_of(tiny_model(**overrides)[0].config)
+        library(kind).settings_of(tiny_model_config(**overrides))
 
 
 @pytest.mark.parametrize(
