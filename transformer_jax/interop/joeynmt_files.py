@@ -135,16 +135,14 @@ def _search(testing: Mapping[str, Any]) -> SearchConfig:
     beams = testing.get("beam_size", 1)
     alpha = testing.get("beam_alpha", testing.get("alpha", -1))
     longest = testing.get("max_output_length", -1)
+    # Which does not count the end.
+    lengths = {"max_length_factor": 0.0, "max_length_offset": longest + 1}
     return SearchConfig(
         method="beam" if beams > 1 else "greedy",
         beam_size=beams,
         length_penalty="gnmt" if alpha > 0 else "none",
         alpha=max(alpha, 0.0),
-        **(
-            {"max_length_factor": 0.0, "max_length_offset": longest}
-            if longest > 0
-            else {}
-        ),
+        **(lengths if longest > 0 else {}),
     )
 
 

@@ -11,6 +11,7 @@ It is split at white space here too, unless codes are given or lie in the folder
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,12 @@ def _search(settings: Mapping[str, Any]) -> SearchConfig:
     found = _data(settings).get("data_statistics") or {}
     mean = found.get("length_ratio_mean") or 1.0
     factor = mean + 2 * (found.get("length_ratio_std") or 0.0)
-    return SearchConfig(beam_size=5, length_penalty="average", max_length_factor=factor)
+    return SearchConfig(
+        beam_size=5,
+        length_penalty="average",
+        max_length_factor=factor,
+        max_length_offset=math.ceil(factor),  # for the end of the source
+    )
 
 
 def _symbols(path: Path) -> list[str]:
