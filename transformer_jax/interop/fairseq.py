@@ -290,6 +290,7 @@ def _tables(config: ModelConfig) -> list[Row]:
     """Token tables and the output projection, tied ones repeated."""
     source, target = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
     output = "decoder.output_projection.weight"
+    shared = source if config.source_is_target_table else target
     if config.source_is_target_table:
         rows: list[Row] = [
             Rule("shared_embedding/embedding", source),
@@ -301,7 +302,7 @@ def _tables(config: ModelConfig) -> list[Row]:
             Rule("target_embedding/embedding", target),
         ]
     if config.output_is_target_table:
-        rows.append(Alias(output, of=target))
+        rows.append(Alias(output, of=shared))
     else:
         rows.append(Rule("output/kernel", output, TRANSPOSE))
     return rows

@@ -54,7 +54,7 @@ def with_layout(
 
     def reorder(path: tuple, x: np.ndarray) -> np.ndarray:
         axis = stream_axis(jax.tree_util.keystr(path, simple=True, separator="/"))
-        return x if axis is None else np.take(x, order, axis=axis)
+        return x if axis is None else np.take(np.asarray(x), order, axis=axis)
 
     config = dataclasses.replace(config, sinusoid_layout=layout)
     return config, jax.tree_util.tree_map_with_path(reorder, params)
