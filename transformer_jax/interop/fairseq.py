@@ -21,8 +21,6 @@ from transformer_jax.config import ModelConfig, SearchConfig
 from transformer_jax.interop import fairseq_files as files
 from transformer_jax.interop.library import Foreign, Options, differences, refuse
 from transformer_jax.interop.rules import (
-    TRANSPOSE,
-    Alias,
     Derived,
     Row,
     Rule,
@@ -30,6 +28,7 @@ from transformer_jax.interop.rules import (
     attention,
     dense,
     norm,
+    token_tables,
 )
 from transformer_jax.models.embeddings import sinusoidal_table
 
@@ -197,7 +196,12 @@ def table(config: ModelConfig, settings: Mapping[str, Any]) -> Table:
     `fairseq_files.upgraded` brings older and newer ones into that shape.
     """
     args = _completed(settings)
-    rows = _tables(config)
+    rows = token_tables(
+        config,
+        "encoder.embed_tokens",
+        "decoder.embed_tokens",
+        "decoder.output_projection",
+    )
     for side in ("encoder", "decoder"):
         rows += _layer(side) + _positions(config, side)
         rows.append(_version(side, args[f"{side}_version"]))
@@ -284,28 +288,6 @@ def _has_final_norms(args: Mapping[str, Any]) -> tuple[bool, bool]:
 
 def _lacks_final_norm(config: ModelConfig) -> bool:
     return config.norm_position == "pre" and not config.has_final_norm
-
-
-def _tables(config: ModelConfig) -> list[Row]:
-    """Token tables and the output projection, tied ones repeated."""
-    source, target = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
-    output = "decoder.output_projection.weight"
-    shared = source if config.source_is_target_table else target
-    if config.source_is_target_table:
-        rows: list[Row] = [
-            Rule("shared_embedding/embedding", source),
-            Alias(target, of=source),
-        ]
-    else:
-        rows = [
-            Rule("source_embedding/embedding", source),
-            Rule("target_embedding/embedding", target),
-        ]
-    if config.output_is_target_table:
-        rows.append(Alias(output, of=shared))
-    else:
-        rows.append(Rule("output/kernel", output, TRANSPOSE))
-    return rows
 
 
 def _layer(side: str) -> list[Row]:
