@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.interop.layout import with_layout
+from transformer_jax.interop.library import export_state, import_state
 from transformer_jax.models import Transformer
 from transformer_jax.testing import tiny_batch, tiny_model
 
@@ -46,3 +47,37 @@ def test_other_wavelengths_cannot_be_had_by_reordering():
     model, params = tiny_model()
     with pytest.raises(ValueError, match="other wavelengths than 'halves'"):
         with_layout(model.config, params, "halves")
+
+
+THEIRS = {
+    "marian": ("halves_paper", {"decoder_start": "pad"}),
+    "sockeye": ("halves_paper", {"norm_eps": 1e-6, "attention_bias": False}),
+    "joeynmt": (
+        "interleaved",
+        {"norm_eps": 1e-6, "norm_position": "pre", "output_bias": False},
+    ),
+    "annotated": (
+        "interleaved",
+        {
+            "norm": "std",
+            "norm_eps": 1e-6,
+            "norm_position": "pre",
+            "source_bos": True,
+            "tied_embeddings": "none",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+def test_an_export_reorders_what_the_other_library_has_in_another_order(kind):
+    theirs, settings = THEIRS[kind]
+    ours = {"halves_paper": "interleaved", "interleaved": "halves_paper"}[theirs]
+    settings = {"output_bias": True, **settings}
+    model, params = tiny_model(sinusoid_layout=ours, **settings)
+    described, state = export_state(kind, model.config, params)
+    config, again = import_state(kind, state, described)
+    assert config.sinusoid_layout == theirs
+    chex.assert_trees_all_close(
+        logits(config, again), logits(model.config, params), atol=1e-4
+    )

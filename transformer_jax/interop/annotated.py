@@ -66,6 +66,10 @@ ALWAYS = {
     "decoder_start": "bos",
 }
 """Settings of ours that all its models share."""
+EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
+    **{name: (value,) for name, value in ALWAYS.items()},
+    "has_final_norm": (True,),
+}
 
 
 @checked
@@ -118,12 +122,8 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
 
 def settings_of(config: ModelConfig) -> dict[str, Any]:
     """Our settings in theirs; the special ids are those of its data."""
-    expressible: dict[str, tuple[Any, ...]] = {
-        name: (value,) for name, value in ALWAYS.items()
-    }
-    expressible["final_norm"] = (True, None)
-    expressible["num_decoder_layers"] = (config.num_encoder_layers,)
-    refuse("annotated", differences(config, expressible))
+    depth = {"num_decoder_layers": (config.num_encoder_layers,)}
+    refuse("annotated", differences(config, {**EXPRESSIBLE, **depth}))
     return dataclasses.asdict(
         AnnotatedSettings(  # pyright: ignore[reportCallIssue]
             **{name: getattr(config, name) for name in SAME_NAME},

@@ -102,6 +102,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "activation": ("relu", "gelu"),
     "gated": (False,),
     "attention_bias": (True,),
+    "sinusoid_layout": ("halves",),
     "position_offset": (PAD_ID + 1,),
     "tied_embeddings": ("all", "target_output", "none"),
     "output_bias": (False,),
@@ -150,8 +151,6 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
 def settings_of(config: ModelConfig) -> dict[str, Any]:
     """Our settings as fairseq's arguments; refuses what fairseq cannot express."""
     unlike = differences(config, EXPRESSIBLE)
-    if config.positions == "sinusoidal":
-        unlike += differences(config, {"sinusoid_layout": ("halves",)})
     if config.norm_position == "post" and config.has_final_norm:
         unlike.append("final_norm is True, and must be False with post-norm")
     refuse("fairseq", unlike)

@@ -160,6 +160,8 @@ def differences(
 ) -> list[str]:
     """Settings or properties of ours with values that a library cannot express.
 
+    The layout of sinusoids matters only where there are some.
+
     >>> differences(ModelConfig(gated=True), {"gated": (False,)})
     ['gated is True, and must be False']
     """
@@ -167,4 +169,5 @@ def differences(
         f"{name} is {value!r}, and must be {' or '.join(map(repr, allowed))}"
         for name, allowed in expressible.items()
         if (value := getattr(config, name)) not in allowed
+        and (name != "sinusoid_layout" or config.positions == "sinusoidal")
     ]

@@ -91,6 +91,7 @@ EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "norm_eps": (1e-6,),
     "attention_bias": (False,),
     "feed_forward_bias": (True,),
+    "sinusoid_layout": ("halves_paper",),
     "position_offset": (0,),
     "scale_embeddings": (True,),
     "decoder_start": ("bos",),
@@ -220,8 +221,6 @@ def _unknown(fields: Mapping[str, Any], known: set[str], prefix: str) -> list[st
 def settings_of(config: ModelConfig) -> dict[str, Any]:
     """`config` for our settings; refuses what it cannot express."""
     unlike = differences(config, EXPRESSIBLE)
-    if config.positions == "sinusoidal":
-        unlike += differences(config, {"sinusoid_layout": ("halves_paper",)})
     if config.has_final_norm != (config.norm_position == "pre"):
         unlike.append(
             f"final_norm is {config.has_final_norm} with norm_position "

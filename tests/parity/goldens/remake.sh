@@ -33,7 +33,10 @@ environment opennmt OpenNMT-py==3.5.1 configargparse pyonmttok six
 environment joeynmt joeynmt==2.3.0 sentencepiece==0.1.99 subword-nmt \
     importlib_metadata matplotlib packaging plotly tensorboard tqdm
 environment sockeye sockeye==3.1.34
+# This one installs as it is: named as a dependency, it comes with its own.
+environment marian transformers==5.23.0 transformers==5.23.0
 
-for library in opennmt joeynmt sockeye; do
+for library in opennmt joeynmt sockeye marian; do
     "$folder/$library/bin/python" -W ignore "$here/make_$library.py"
 done
+"$folder/marian/bin/python" -W ignore "$here/make_torch.py"
