@@ -105,9 +105,7 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
         max_positions=there["max_position_embeddings"],
         decoder_start=starts[start],  # pyright: ignore[reportArgumentType]
         source_vocab_size=source,
-        target_vocab_size=source
-        if shared
-        else there["decoder_vocab_size"] or source,
+        target_vocab_size=source if shared else there["decoder_vocab_size"] or source,
     )
 
 

@@ -261,7 +261,7 @@ def _vocabularies(
     special["unk"] = tokenizer.unk_id
     if len(set(special.values())) < len(special):
         raise ValueError(
-            f"Marian needs three numbers for padding, end and unknown symbols, and this "
+            "Marian needs three numbers for padding, end and unknown symbols, and this "
             f"run's tokenizer has {special}: it cannot be exported as a Marian model."
         )
     spelled = {special["pad"]: PAD, special["eos"]: EOS, special["unk"]: UNK}

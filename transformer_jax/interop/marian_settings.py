@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of Hugging Face Marian, which nobody checked."""
+"""Marian's config.json and generation_config.json, checked as they are read."""
 
 import logging
 from collections.abc import Mapping
