@@ -10,14 +10,17 @@ The converter takes more of a Marian model for granted than Hugging Face's class
   position ever sees the start token, so its embedding is added to the first row of the
   decoder's positions, and the folder names padding, with a row of zeros, as the start.
 - There is one vocabulary. Two are refused.
-- Nothing but padding is banned. A start token of its own gets a bias that no logit
-  can make up for.
+- Nothing but padding is banned, which is cut off. It and a start token of its own get
+  a bias that no logit can make up for.
 
 MarianMTModel translates alike with such a folder, since it loads the positions too; but
 its `save_pretrained` leaves them out. For Transformers `--to marian` is the right one:
 the two are the same where the decoder starts from padding and its row is zero.
 
-Cut rows do not count in the softmax, so scores are a little higher than ours.
+So neither counts in the softmax, and scores are a little higher than ours. Greedy
+translations are the same. With beams, CTranslate2 stops when beams · patience
+hypotheses are finished, and we when none can become better: it finds what we find with
+a patience of 2 or more, except where those scores turn what is nearly a tie.
 """
 
 import dataclasses
@@ -79,7 +82,7 @@ def started_by_position(foreign: Foreign, config: ModelConfig) -> Foreign:
     name = files.decoder_table(state)
     state[name] = state[name].copy()
     state[name][tokenizer.pad_id] = 0.0
-    if tokenizer.bos_id not in (tokenizer.pad_id, tokenizer.eos_id):
-        state[files.BIAS] = state[files.BIAS].copy()
-        state[files.BIAS][0, tokenizer.bos_id] = BANNED
+    never = {tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id}
+    state[files.BIAS] = state[files.BIAS].copy()
+    state[files.BIAS][0, sorted(never)] = BANNED
     return foreign._replace(state=state)

@@ -1,8 +1,17 @@
 """Hugging Face Marian: OPUS-MT models and their like, in both directions.
 
-A folder with config.json, model.safetensors (or pytorch_model.bin), vocab.json,
-source.spm and target.spm. Post-norm, sinusoids in two halves with exponent 2i/d,
-decoder fed with the pad token first, a bias on the logits.
+Post-norm, sinusoids in two halves with exponent 2i/d, a bias on the logits. What Marian
+calls max_position_embeddings is our max_positions, which sinusoids do not need.
+
+Exported, our symbols have the same order, but padding is last, as in Marian itself. The
+decoder starts from padding there; from whatever decoder_start_token_id says in
+Hugging Face's class; and always from zeros in CTranslate2, whose converter reads such
+folders: where that differs a warning says so, and `ctranslate2` has its own export.
+
+`generate` compares with our beam search when early_stopping is "never", which exports
+ask for. Its default, False, may stop earlier; and at the length limit it gives the end
+token for nothing, which we count. MarianTokenizer changes punctuation if sacremoses is
+installed, which our tokenizer never does.
 """
 
 import logging
