@@ -20,7 +20,8 @@ the two are the same where the decoder starts from padding and its row is zero.
 So neither counts in the softmax, and scores are a little higher than ours. Greedy
 translations are the same. With beams, CTranslate2 stops when beams · patience
 hypotheses are finished, and we when none can become better: it finds what we find with
-a patience of 2 or more, except where those scores turn what is nearly a tie.
+more patience (of 2 nearly always, of 4 in all of 1000 sentences that were tried),
+except where those scores turn what is nearly a tie.
 """
 
 import dataclasses
