@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from transformer_jax.__main__ import main
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.interop import torch as theirs
 from transformer_jax.interop.files import FileError, read_tensors, write_tensors
@@ -61,6 +62,81 @@ def test_an_imported_run_translates_and_is_exported_as_it_was(folder, tmp_path):
         assert array.tobytes() == after[name].tobytes()
     settings = json.loads((tmp_path / "back" / "config.json").read_text())
     assert settings.items() >= {"nhead": 2, "d_model": 16, **SPECIAL}.items()
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_what_our_settings_do_not_say_comes_back(folder, tmp_path, tuned):
+    """A table of positions of its own length and axes; settings that change nothing."""
+    state = read_tensors(folder / "model.safetensors")
+    table = state[theirs.SINUSOIDS][:128].transpose(1, 0, 2)
+    state[theirs.SINUSOIDS] = np.ascontiguousarray(table)
+    write_tensors(folder / "model.safetensors", state)
+    given = {"nhead": 2, "batch_first": True, **SPECIAL}
+    (folder / "config.json").write_text(json.dumps(given))
+    run = tmp_path / "run"
+    import_run("torch", folder, run)
+    if tuned:
+        imported, run = CheckpointStore(run), tmp_path / "tuned"
+        store = CheckpointStore(run)
+        config = json.loads(imported.config_json())
+        config["model"]["dropout"] = 0.3
+        origin = {"run": "run", "step": 0, "origin": imported.origin()}
+        store.write_run(json.dumps(config), imported.tokenizer_files(), origin=origin)
+        store.save(7, {"params": imported.restore_params()})
+    export_run("torch", run, tmp_path / "back")
+    back = read_tensors(tmp_path / "back" / "model.safetensors")
+    assert back[theirs.SINUSOIDS].shape == (1, 128, 16)
+    for name, array in state.items():
+        assert array.tobytes() == back[name].tobytes()
+    settings = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert settings.items() >= {"batch_first": True, "maxlen": 128}.items()
+    assert settings["dropout"] == (0.3 if tuned else 0.1)
+
+
+def test_marians_number_of_positions_comes_back(tmp_path):
+    model, params = tiny_model(
+        sinusoid_layout="halves_paper", decoder_start="pad", output_bias=True
+    )
+    settings, _ = export_state("marian", model.config, params)
+    assert settings["max_position_embeddings"] != 77
+    given = {**settings, "max_position_embeddings": 77, "activation_function": "relu"}
+    imported = {"settings": given, "shapes": {}}
+    again, _ = export_state("marian", model.config, params, imported=imported)
+    assert again == given
+
+
+def test_a_refused_export_leaves_nothing_behind(folder, tmp_path):
+    import_run("torch", folder, tmp_path / "run")
+    before = sorted(tmp_path.iterdir())
+    for kind in ("marian", "joeynmt"):
+        with pytest.raises(ValueError, match="without changing what it computes"):
+            export_run(kind, tmp_path / "run", tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_export_that_fails_while_it_writes_leaves_nothing_behind(
+    folder, tmp_path, monkeypatch
+):
+    import_run("torch", folder, tmp_path / "run")
+    before = sorted(tmp_path.iterdir())
+
+    def fail(path, *_):
+        (path / "half").touch()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(theirs, "write", fail)
+    with pytest.raises(OSError, match="No space"):
+        export_run("torch", tmp_path / "run", tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+    monkeypatch.undo()
+    export_run("torch", tmp_path / "run", tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_an_imported_run_is_described(folder, tmp_path, capsys):
+    import_run("torch", folder, tmp_path / "run")
+    assert main(["inspect", "--checkpoint", str(tmp_path / "run")]) == 0
+    assert f"torch: {folder}" in capsys.readouterr().out
 
 
 def test_symbols_are_read_from_text_and_from_json(folder, tmp_path):

@@ -78,12 +78,18 @@ def in_words(facts: dict[str, Any]) -> str:
         "ema_params_sha256": facts.get("ema_params_sha256", ""),
         "dev metrics": ", ".join(metrics) or "none",
         "note": facts["note"],
-        "origin": "{run} step {step}".format(**facts["origin"])
-        if facts["origin"]
-        else "",
+        "origin": _origin_in_words(facts["origin"]),
     }
     text = [f"{name:<19}{value}" for name, value in lines.items() if value != ""]
     text.append("settings that are not the defaults:")
     changes = changed_settings(Config(), config)
     text += [f"  {change.name} {change.new}" for change in changes] or ["  none"]
     return "\n".join(text)
+
+
+def _origin_in_words(origin: dict[str, Any] | None) -> str:
+    if not origin:
+        return ""
+    if "library" in origin:
+        return f"{origin['library']}: {origin['path']}"
+    return f"{origin['run']} step {origin['step']}"

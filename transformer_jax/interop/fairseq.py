@@ -24,6 +24,7 @@ from transformer_jax.interop.rules import (
     Derived,
     Row,
     Rule,
+    StateDict,
     Table,
     attention,
     dense,
@@ -207,6 +208,22 @@ def table(config: ModelConfig, settings: Mapping[str, Any]) -> Table:
         if config.has_final_norm:
             rows += norm(f"{side}/final_norm", f"{side}.layer_norm")
     return Table(config, rows)
+
+
+def completed(
+    state: StateDict, settings: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A state dict of any age as version 0.12 has it, and what it tells."""
+    if missing := [name for name in files.EMBEDDED if name not in state]:
+        raise ValueError(
+            f"The weights have no {' and no '.join(missing)}: they are of no "
+            "transformer of fairseq. Give the checkpoint's whole 'model'."
+        )
+    theirs = dict(settings)
+    for side, name in zip(("source", "target"), files.EMBEDDED, strict=True):
+        if state[name].ndim == 2:
+            theirs.setdefault(f"{side}_vocab_size", state[name].shape[0])
+    return files.upgraded(state, theirs), theirs
 
 
 def read(path: Path, options: Options) -> Foreign:

@@ -28,6 +28,7 @@ from transformer_jax.interop.library import (
 from transformer_jax.interop.rules import (
     Derived,
     Row,
+    StateDict,
     Table,
     attention,
     dense,
@@ -249,6 +250,29 @@ def table(config: ModelConfig, settings: Mapping[str, Any]) -> Table:
         )
         rows += norm(f"{side}/final_norm", f"model.{side}.layer_norm")
     return Table(config, [*rows, *_encoder(config), *_decoder(config)])
+
+
+def completed(
+    state: StateDict, settings: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays as a checkpoint names them: those of its module lack `model.`."""
+    named: dict[str, np.ndarray] = {}
+    for key, array in state.items():
+        name = key if key.startswith(("model.", "generator.")) else f"model.{key}"
+        if name in named:
+            raise ValueError(
+                f"The weights have {name} both with and without 'model.' before it, "
+                "which are one array in OpenNMT-py: leave one of the two out."
+            )
+        named[name] = array
+    theirs = dict(settings)
+    for side, ours in (("encoder", "source"), ("decoder", "target")):
+        embedded = named.get(
+            f"model.{side}.embeddings.make_embedding.emb_luts.0.weight"
+        )
+        if embedded is not None and embedded.ndim == 2:
+            theirs.setdefault(f"{ours}_vocab_size", embedded.shape[0])
+    return named, theirs
 
 
 def _zeros(shape: tuple[int, ...]) -> np.ndarray:

@@ -109,12 +109,15 @@ def _tell_replaced(asked: Config, used: Config, reporter: Reporter) -> None:
 
 
 def _note_origin(origin: CheckpointStore | None) -> dict[str, Any] | None:
-    """What a new run notes of the run that its weights come from."""
+    """What a new run notes of the run that its weights come from, and of where that
+    had its own from."""
     if origin is None:
         return None
     step = origin.chosen_step()
     digest = params_sha256(origin.restore_params(step=step))
-    return {"run": str(origin.workdir), "step": step, "params_sha256": digest}
+    noted = {"run": str(origin.workdir), "step": step, "params_sha256": digest}
+    before = origin.origin()
+    return {**noted, "origin": before} if before else noted
 
 
 def _batches(prepared: Prepared, engine: Engine) -> TrainBatches:
