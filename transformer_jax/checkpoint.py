@@ -43,7 +43,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 """Raised when an older reader would misread what is written."""
-FILE_SIZE = 64 * 2**20
+FILE_SIZE = 16 * 2**20
 """Bytes that are collected before they are written: not a whole model, which would
 then be in memory once more."""
 UNFINISHED = "unfinished-"
