@@ -8,12 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax.interop.library import (
-    LIBRARIES,
-    export_state,
-    import_state,
-    library,
-)
+from transformer_jax.interop.library import export_state, import_state, library
 from transformer_jax.interop.rules import (
     HEADS_BIAS,
     HEADS_IN,
@@ -232,79 +227,6 @@ def test_a_state_that_does_not_fit_gives_one_clear_error(change, message):
     with pytest.raises(TableError, match=rf"The weights do not fit: .*{message}") as it:
         import_state(kind, change(state), settings)
     assert "\n" not in str(it.value)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_types_whose_numbers_are_all_kept_are_taken(dtype):
-    kind, settings, state = exported("torch_post")
-    halves = {name: jax.numpy.float16(x) for name, x in state.items()}  # jax's arrays
-    if dtype == "bfloat16":
-        halves = {name: jax.numpy.bfloat16(x) for name, x in state.items()}
-    if dtype == "float64":
-        halves = {name: x.astype(np.float64) for name, x in state.items()}
-    _, params = import_state(kind, halves, settings)
-    block = params["encoder"]["layer_1"]["feed_forward"]["up"]["kernel"]
-    assert block.dtype == np.float32
-    there = np.asarray(halves["transformer.encoder.layers.1.linear1.weight"])
-    np.testing.assert_array_equal(block.T, there.astype(np.float32))
-
-
-@pytest.mark.parametrize(
-    ("state", "settings", "message"),
-    [
-        ([np.zeros(3)], {}, "The weights are a list, but .* arrays by name"),
-        ({3: np.zeros(3)}, {}, "The weights have 3 among their names"),
-        ({}, ["nhead"], "The settings are a list, but .* one JSON object"),
-    ],
-)
-@pytest.mark.parametrize("kind", LIBRARIES)
-def test_what_is_no_state_dict_is_refused(kind, state, settings, message):
-    with pytest.raises(ValueError, match=message):
-        import_state(kind, state, settings)
-
-
-def test_sizes_are_read_from_the_weights_and_tied_tables_may_be_there_once():
-    for name, given in (
-        ("torch_uneven", {"nhead": 4}),
-        ("torch_no_bias", {"nhead": 2}),
-        ("annotated_tied", {"h": 2}),
-    ):
-        kind, _, state = exported(name)
-        for copy in ("generator.weight", "tgt_embed.0.lut.weight"):
-            if name != "torch_no_bias":  # whose tables are not tied
-                state.pop(copy, None)
-        given |= {} if name == "torch_no_bias" else {"tied_embeddings": "all"}
-        config, params = import_state(kind, state, given)
-        assert_same_bits(params, toy(name)[1])
-        assert config.num_encoder_layers == toy(name)[0].config.num_encoder_layers
-
-
-def test_arrays_of_opennmts_module_lack_the_start_of_their_names():
-    model, params = tiny_model(norm_position="pre", norm_eps=1e-6, source_eos=False)
-    settings, state = export_state("opennmt", model.config, params)
-    bare = {name.removeprefix("model."): x for name, x in state.items()}
-    for size in ("source_vocab_size", "target_vocab_size"):
-        del settings[size]
-    _, again = import_state("opennmt", bare, settings)
-    assert again.pop("output")["bias"].tolist() == [0.0] * 24  # which it always has
-    assert_same_bits(again, params)
-    with pytest.raises(ValueError, match="both with and without 'model"):
-        import_state("opennmt", {**bare, **state}, settings)
-
-
-def test_arrays_of_an_older_fairseq_are_known_by_their_names_of_now():
-    options = {"sinusoid_layout": "halves", "position_offset": 2}
-    model, params = tiny_model(decoder_start="eos", **options)
-    settings, state = export_state("fairseq", model.config, params)
-    block = "encoder.layers.0.self_attn"
-    for kind in ("weight", "bias"):
-        parts = [state.pop(f"{block}.{name}_proj.{kind}") for name in "qkv"]
-        state[f"{block}.in_proj_{kind}"] = np.concatenate(parts)
-    del state["decoder.output_projection.weight"]  # which is tied
-    _, again = import_state("fairseq", state, settings)
-    assert_same_bits(again, params)
-    with pytest.raises(ValueError, match=r"have no encoder\.embed_tokens\.weight"):
-        import_state("fairseq", {}, settings)
 
 
 def test_long_lists_of_wrong_keys_are_cut():

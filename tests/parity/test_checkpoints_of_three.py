@@ -8,23 +8,13 @@ import json
 from collections import OrderedDict
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from transformer_jax.__main__ import main
-from transformer_jax.checkpoint import CheckpointStore
-from transformer_jax.config import Config
 from transformer_jax.interop.files import read_tensors
-from transformer_jax.interop.library import (
-    Foreign,
-    export_run,
-    export_state,
-    import_run,
-    library,
-)
+from transformer_jax.interop.library import Foreign, export_run, export_state, library
 from transformer_jax.models.embeddings import sinusoidal_table
-from transformer_jax.recipes import config_to_json
 from transformer_jax.testing import tiny_model, tiny_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -276,30 +266,3 @@ def test_our_own_run_is_numbered_as_the_library_numbers(kind, tmp_path):
     assert config.d_model == model.config.d_model
     assert config.tied_embeddings == model.config.tied_embeddings
     library(kind).table(config, back.settings).import_params(back.state)
-
-
-@pytest.mark.parametrize("kind", sorted([*OURS, "fairseq"]))
-def test_a_run_in_bfloat16_is_exported(kind, tmp_path):
-    """And every number of it comes back, in float32."""
-    ours = {"position_offset": 2, "sinusoid_layout": "halves", "decoder_start": "eos"}
-    tokenizer = tiny_tokenizer()
-    model, params = tiny_model(
-        source_vocab_size=tokenizer.source_vocab_size,
-        target_vocab_size=tokenizer.target_vocab_size,
-        param_dtype="bfloat16",
-        **OURS.get(kind, ours),
-    )
-    assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"bfloat16"}
-    config = Config(model=model.config)
-    store = CheckpointStore(tmp_path / "run")
-    store.write_run(config_to_json(config), tokenizer.files())
-    store.save(1, {"params": params})
-    export_run(kind, tmp_path / "run", tmp_path / "out")
-    import_run(kind, tmp_path / "out", tmp_path / "back")
-    back = CheckpointStore(tmp_path / "back").restore_params()
-    for name in ("encoder", "decoder"):  # tables may be renumbered
-        for one, other in zip(
-            jax.tree.leaves(back[name]), jax.tree.leaves(params[name]), strict=True
-        ):
-            assert one.dtype == np.float32
-            np.testing.assert_array_equal(one, np.asarray(other, np.float32))
