@@ -8,6 +8,8 @@ A module of this folder that stands for a library has:
     table(config, settings) -> Table
     read(path, options) -> Foreign
     write(path, foreign, config) -> None
+    only_in_training(settings) -> list[str]   what fine-tuning will do in another way,
+                                              in words; if there can be such a thing
 """
 
 import importlib
@@ -121,8 +123,10 @@ def import_run(
         search=foreign.search,
     )
     store = CheckpointStore(new_folder(output))
+    notes = getattr(library(kind), "only_in_training", lambda _: [])
     origin = {
         "library": kind,
+        "only_in_training": notes(foreign.settings),
         "path": str(path),
         "params_sha256": params_sha256(params),
     }
