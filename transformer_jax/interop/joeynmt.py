@@ -13,7 +13,6 @@ only to train.
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -57,10 +56,7 @@ BOTH_DEFAULTS: Mapping[str, Any] = {
     "embeddings": {},
 }
 """What it supposes when config.yaml does not say."""
-KINDS: Kinds = {
-    **kinds_of({**BOTH_DEFAULTS, **DEFAULTS["encoder"]}),
-    "layer_norm": (str, NoneType),
-}
+KINDS: Kinds = kinds_of({**BOTH_DEFAULTS, **DEFAULTS["encoder"]})
 SAME_SIDES = ("hidden_size", "ff_size", "num_heads", "activation")
 EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "norm": ("layer_norm",),

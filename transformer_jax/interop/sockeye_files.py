@@ -27,7 +27,6 @@ from transformer_jax.interop.checks import (
     check_fields,
     given_settings,
     is_kind,
-    kinds_of,
     mapping,
 )
 from transformer_jax.interop.files import (
@@ -99,7 +98,7 @@ def _search(settings: Mapping[str, Any]) -> SearchConfig:
     found = data_in(settings).get("data_statistics") or {}
     ratios = {"length_ratio_mean": 1.0, "length_ratio_std": 0.0}
     ratios |= {name: x for name, x in found.items() if name in ratios and x is not None}
-    check_fields(ratios, kinds_of(ratios), "data_statistics in 'config'")
+    check_fields(ratios, dict.fromkeys(ratios, float), "data_statistics in 'config'")
     factor = ratios["length_ratio_mean"] + 2 * ratios["length_ratio_std"]
     return SearchConfig(
         beam_size=5,
