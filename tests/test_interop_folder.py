@@ -1,6 +1,7 @@
 """Imported runs translate, and exported ones are the files that were imported."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from transformer_jax.interop.library import (
     import_run,
     library,
 )
+from transformer_jax.interop.vocabularies import described
 from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model, tiny_tokenizer
 from transformer_jax.translation.translator import Translator
 
@@ -40,7 +42,11 @@ def tiny_numbers():
 
 def write_tiny(kind, folder, tokenizer):
     """A toy model of a library that keeps its settings in config.json."""
-    settings = {"final_norm": True, "output_bias": True, "source_bos": True}
+    settings: dict[str, Any] = {
+        "final_norm": True,
+        "output_bias": True,
+        "source_bos": True,
+    }
     if kind == "annotated":
         settings |= {"norm": "std", "norm_eps": 1e-6, "norm_position": "pre"}
     model, params = tiny_model(**settings)
@@ -120,6 +126,47 @@ def test_symbols_without_a_row_are_not_exported(kind, tmp_path):
     with pytest.raises(ValueError, match=r"source .* 100 symbols, but the model 24"):
         write_tiny(kind, tmp_path, tiny_tokenizer())
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n\x0b\xff\xff", "codes is no SentencePiece model, or a damaged one"),
+        (b"#version: 0.2\na b\na b c\n", "codes, line 3 is 'a b c', but two symbols"),
+        (b"a b 3\na b\n", "codes, line 2 is 'a b', but two symbols"),
+        (b"<html>\n", "codes, line 1 is '<html>', but two symbols"),
+        (b"a \xff\n", "codes is not UTF-8 text"),
+        (b"", "codes is empty"),
+    ],
+)
+def test_what_does_not_split_words_is_refused(folder, tmp_path, content, message):
+    (folder / "source_vocab.json").write_text(json.dumps(SYMBOLS))
+    (tmp_path / "codes").write_bytes(content)
+    vocab, codes = folder / "source_vocab.json", tmp_path / "codes"
+    with pytest.raises(FileError, match=message):
+        theirs.read(folder, Options(source_vocab=vocab, source_codes=codes))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}', "must hold one list of symbols, but holds a dict of 1"),
+        ("[1, 2]", "must hold one list of symbols"),
+    ],
+)
+def test_symbols_that_are_no_list_are_refused(folder, content, message):
+    (folder / "source_vocab.json").write_text(content)
+    with pytest.raises(FileError, match=message):
+        theirs.read(folder, Options(target_vocab=folder / "source_vocab.json"))
+
+
+def test_a_tokenizer_is_described():
+    joint, both = tiny_tokenizer(), tiny_tokenizer(joint=False, vocab_size=60)
+    assert described(joint) == "SentencePiece, 100 pieces, shared"
+    assert described(both) == (
+        "source: SentencePiece, 60 pieces; target: SentencePiece, 60 pieces"
+    )
+    assert described(tiny_numbers()).startswith("none, so that text is token ids")
 
 
 def test_a_sentencepiece_tokenizer_survives(folder, tmp_path):

@@ -25,6 +25,7 @@ from transformer_jax.interop.library import (
     Foreign,
     Options,
     differences,
+    final_norm_differences,
     refuse,
 )
 from transformer_jax.interop.rules import (
@@ -169,11 +170,7 @@ def only_in_training(settings: Mapping[str, Any]) -> list[str]:
 def settings_of(config: ModelConfig) -> dict[str, Any]:
     """config.yaml for our settings; refuses what it cannot express."""
     unlike = differences(config, EXPRESSIBLE)
-    if config.has_final_norm != (config.norm_position == "pre"):
-        unlike.append(
-            f"final_norm is {config.has_final_norm} with norm_position "
-            f"{config.norm_position!r}"
-        )
+    unlike += final_norm_differences(config)
     refuse("joeynmt", unlike)
     acts = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     embeddings = {

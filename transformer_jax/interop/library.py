@@ -175,3 +175,17 @@ def differences(
         if (value := getattr(config, name)) not in allowed
         and (name != "sinusoid_layout" or config.positions == "sinusoidal")
     ]
+
+
+def final_norm_differences(config: ModelConfig) -> list[str]:
+    """The same for a library whose stacks end with norms if those inside come first.
+
+    >>> final_norm_differences(ModelConfig(norm_position="pre", final_norm=False))
+    ["final_norm is False with norm_position 'pre'"]
+    """
+    if config.has_final_norm == (config.norm_position == "pre"):
+        return []
+    return [
+        f"final_norm is {config.has_final_norm} with norm_position "
+        f"{config.norm_position!r}"
+    ]

@@ -24,6 +24,7 @@ from transformer_jax.interop.library import (
     Foreign,
     Options,
     differences,
+    final_norm_differences,
     refuse,
 )
 from transformer_jax.interop.rules import (
@@ -249,11 +250,7 @@ def only_in_training(settings: Mapping[str, Any]) -> list[str]:
 def settings_of(config: ModelConfig) -> dict[str, Any]:
     """`config` for our settings; refuses what it cannot express."""
     unlike = differences(config, EXPRESSIBLE)
-    if config.has_final_norm != (config.norm_position == "pre"):
-        unlike.append(
-            f"final_norm is {config.has_final_norm} with norm_position "
-            f"{config.norm_position!r}"
-        )
+    unlike += final_norm_differences(config)
     refuse("sockeye", unlike)
     source, target = config.source_vocab_size, config.target_vocab_size
     acts = {ours: theirs for theirs, ours in ACTIVATIONS.items()}

@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer
+from transformer_jax.data.tokenizer import (
+    SentencePieceTokenizer,
+    Tokenizer,
+    sentencepiece_processor,
+)
 from transformer_jax.data.vocabulary_tokenizer import Side, Splitter
 from transformer_jax.interop.files import FileError, check_file
 from transformer_jax.interop.library import Options
@@ -53,9 +57,16 @@ def splitting_side(symbols: Sequence[str], codes: Path | None) -> Side:
         return Side(tuple(symbols))
     check_file(codes)
     content = codes.read_bytes()
-    if content.startswith(SENTENCEPIECE_START):
-        return Side(tuple(symbols), "sentencepiece", content)
-    return Side(tuple(symbols), "bpe", _subword_nmt_codes(content))
+    if not content.startswith(SENTENCEPIECE_START):
+        return Side(tuple(symbols), "bpe", _subword_nmt_codes(codes))
+    try:
+        sentencepiece_processor(content)
+    except ValueError:
+        raise FileError(
+            f"{codes} is no SentencePiece model, or a damaged one: copy or download it "
+            "again."
+        ) from None
+    return Side(tuple(symbols), "sentencepiece", content)
 
 
 def given_codes(options: Options, beside: Sequence[Path | None]) -> Paths:
@@ -217,17 +228,23 @@ def _given(
     return source or there[0], target or source or there[1]
 
 
-def _subword_nmt_codes(codes: bytes) -> bytes:
-    """fastBPE's codes, which count each merge, without the counts.
+def _subword_nmt_codes(path: Path) -> bytes:
+    """The codes of subword-nmt, or of fastBPE without its count of each merge."""
+    merges = [line.rstrip(" ").split(" ") for line in read_lines(path)]
+    header = merges.pop(0) if merges[0][0] == "#version:" else []
+    counted = not header and len(merges[0]) == 3
+    for number, merge in enumerate(merges, start=1 + bool(header)):
+        if len(merge) != 2 + counted:
+            raise FileError(
+                f"{path}, line {number} is {' '.join(merge)[:60]!r}, but two symbols "
+                "to merge are expected: is it a file of BPE codes?"
+            )
+    return path.read_bytes() if not counted else _without_counts(merges)
 
-    >>> _subword_nmt_codes(b"e n</w> 12\\n")
-    b'#version: 0.2\\ne n</w>\\n'
-    """
-    lines = codes.splitlines()
-    if not lines or len(lines[0].split(b" ")) != 3:
-        return codes
-    pairs = [b" ".join(line.split(b" ")[:2]) for line in lines]
-    return b"\n".join([b"#version: 0.2", *pairs, b""])
+
+def _without_counts(merges: Sequence[Sequence[str]]) -> bytes:
+    lines = ["#version: 0.2", *(" ".join(merge[:2]) for merge in merges), ""]
+    return "\n".join(lines).encode()
 
 
 def _check_symbols(symbols: Sequence[str]) -> None:
