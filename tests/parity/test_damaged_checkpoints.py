@@ -315,7 +315,8 @@ def test_import_says_what_only_training_would_notice(
     said = capsys.readouterr().out.splitlines()
     start = "only in training: "
     assert [line.removeprefix(start) for line in said if start in line] == notes
-    assert CheckpointStore(tmp_path / "run").origin()["only_in_training"] == notes
+    origin = CheckpointStore(tmp_path / "run").origin() or {}
+    assert origin["only_in_training"] == notes
 
 
 def in_namespace(change):
@@ -326,6 +327,14 @@ def in_namespace(change):
         return {**whole, "opt": argparse.Namespace(**change({"opt": opt})["opt"])}
 
     return changed
+
+
+def test_a_vocabulary_that_would_not_be_read_is_refused(tmp_path, capsys):
+    path = files_of("opennmt", tmp_path / "theirs")
+    (tmp_path / "v.txt").write_text("a\nb\n")
+    given = ["--source-vocab", str(tmp_path / "v.txt")]
+    assert import_to(tmp_path / "run", "opennmt", path, *given) != 0
+    assert "holds its own vocabulary: leave out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", sorted(GOLDEN))

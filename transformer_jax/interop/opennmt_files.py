@@ -46,6 +46,11 @@ def read_checkpoint(path: Path, options: Options = NO_OPTIONS) -> Foreign:
         raise FileError(
             f"{file} is not a checkpoint of OpenNMT-py: it has no 'opt' and 'vocab'."
         )
+    if options.source_vocab or options.target_vocab:
+        raise ValueError(
+            f"{file} holds its own vocabulary: leave out --source-vocab and "
+            "--target-vocab."
+        )
     state = _state(file, checkpoint)
     opt, vocab = (
         mapping(checkpoint[name], f"{name!r} in {file}") for name in ("opt", "vocab")
