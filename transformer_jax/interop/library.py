@@ -9,9 +9,12 @@ A module of this folder that stands for a library has:
     read(path, options) -> Foreign
     write(path, foreign, config) -> None
 
-and, where weights tell settings or have had other names,
+and, where there can be such a thing,
 
-    completed(state, settings) -> (state, settings)
+    completed(state, settings) -> (state, settings)   arrays under the names of today,
+                                                      and settings that they tell
+    only_in_training(settings) -> list[str]           what fine-tuning will do in
+                                                      another way, in words
 """
 
 import importlib
@@ -209,8 +212,10 @@ def import_run(
         ),
         search=foreign.search,
     )
+    notes = getattr(library(kind), "only_in_training", lambda _: [])
     origin = {
         "library": kind,
+        "only_in_training": notes(settings),
         "path": str(path),
         "params_sha256": params_sha256(params),
         # Settings may hold what JSON does not know, which no model needs.
@@ -275,4 +280,18 @@ def differences(
         for name, allowed in expressible.items()
         if (value := getattr(config, name)) not in allowed
         and (name != "sinusoid_layout" or config.positions == "sinusoidal")
+    ]
+
+
+def final_norm_differences(config: ModelConfig) -> list[str]:
+    """The same for a library whose stacks end with norms if those inside come first.
+
+    >>> final_norm_differences(ModelConfig(norm_position="pre", final_norm=False))
+    ["final_norm is False with norm_position 'pre'"]
+    """
+    if config.has_final_norm == (config.norm_position == "pre"):
+        return []
+    return [
+        f"final_norm is {config.has_final_norm} with norm_position "
+        f"{config.norm_position!r}"
     ]
