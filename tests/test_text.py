@@ -92,6 +92,8 @@ def test_a_fingerprint_follows_content_and_order_not_names(tmp_path):
     a, b = write(tmp_path / "a", b"1\n"), write(tmp_path / "b", b"2\n")
     copy = write(tmp_path / "copy", b"1\n")
     assert fingerprint([a, b]) == fingerprint([copy, b])
+    compressed = write(tmp_path / "a.gz", gzip.compress(b"1\n"))
+    assert fingerprint([a, b]) == fingerprint([compressed, b])
     assert fingerprint([a, b]) != fingerprint([b, a])
     before = fingerprint([a, b])
     write(a, b"3\n")
