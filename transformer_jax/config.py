@@ -96,7 +96,7 @@ class DataConfig:
     max_length_ratio: Annotated[float, Field(ge=1)] = 9.0
     """Training pairs whose sides differ in length by more than this are left out."""
     num_workers: Count = 0
-    """Processes that prepare batches; 0 uses threads of this one."""
+    """Processes that read and encode sentence pairs; 0 uses a thread of this one."""
 
     def __post_init__(self) -> None:
         if list(self.bucket_lengths) != sorted(set(self.bucket_lengths)):

@@ -129,11 +129,6 @@ def _rule(path: str) -> int:
     )
 
 
-def param_shardings(params: Any, mesh: Mesh) -> Any:
-    """A sharding for each parameter; `params` may be their shapes."""
-    return _shardings(params, params, mesh)
-
-
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """A sharding for each array of a training state; `state` may be its shapes.
 
@@ -141,12 +136,8 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     of an optimizer, averages) is cut as the parameter is. The rest (counters, factored
     moments) is whole on every device.
     """
-    return _shardings(state, state.params, mesh)
-
-
-def _shardings(tree: Any, params: Any, mesh: Mesh) -> Any:
-    specs = param_specs(params)
-    shapes = {path: x.shape for path, x in leaves_by_path(params).items()}
+    specs = param_specs(state.params)
+    shapes = {path: x.shape for path, x in leaves_by_path(state.params).items()}
 
     def sharding(path: str, x: Any) -> NamedSharding:
         parts = path.split("/")
@@ -156,8 +147,8 @@ def _shardings(tree: Any, params: Any, mesh: Mesh) -> Any:
                 return NamedSharding(mesh, specs[end])
         return replicated(mesh)
 
-    leaves = [sharding(path, x) for path, x in leaves_by_path(tree).items()]
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+    leaves = [sharding(path, x) for path, x in leaves_by_path(state).items()]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -37,6 +37,11 @@ def chosen_search(
     >>> chosen_search(SearchConfig(), SearchOptions(beam_size=2)).beam_size
     2
     """
+    if options.method == "greedy" and (options.beam_size or 1) > 1:
+        raise ValueError(
+            f"--beam-size is {options.beam_size}, but --method greedy keeps one "
+            "prefix: leave out one of them."
+        )
     changes = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(SearchOptions)
