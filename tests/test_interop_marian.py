@@ -130,6 +130,17 @@ def test_an_imported_run_translates_and_is_fine_tuned(tmp_path):
     assert main(["export", "--to", "marian", *back]) == 0
 
 
+def test_inspect_says_where_an_imported_run_is_from(tmp_path, capsys):
+    write_folder(tmp_path / "hf")
+    words = ["import", "--from", "marian", str(tmp_path / "hf")]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "--checkpoint", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'hf'} of marian" in said
+    assert "decoder_start pad" in said
+
+
 def test_damaged_folders_are_named(tmp_path, capsys):
     write_folder(tmp_path / "hf")
     words = ["import", "--from", "marian", str(tmp_path / "hf")]
