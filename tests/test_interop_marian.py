@@ -130,6 +130,28 @@ def test_an_imported_run_translates_and_is_fine_tuned(tmp_path):
     assert main(["export", "--to", "marian", *back]) == 0
 
 
+def test_our_own_run_never_gives_its_start_token_there_either(tmp_path):
+    tokenizer = tiny_tokenizer()
+    size = tokenizer.target_vocab_size
+    model, params = tiny_model(source_vocab_size=size, target_vocab_size=size)
+    settings, state = export_state("marian", model.config, params)
+    marian.write(tmp_path, Foreign(settings, state, tokenizer), model.config)
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    assert generation["bad_words_ids"] == [[tokenizer.pad_id], [tokenizer.bos_id]]
+    assert generation["decoder_start_token_id"] == tokenizer.bos_id
+
+
+def test_inspect_says_where_an_imported_run_is_from(tmp_path, capsys):
+    write_folder(tmp_path / "hf")
+    words = ["import", "--from", "marian", str(tmp_path / "hf")]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "--checkpoint", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'hf'} of marian" in said
+    assert "decoder_start pad" in said
+
+
 def test_damaged_folders_are_named(tmp_path, capsys):
     write_folder(tmp_path / "hf")
     words = ["import", "--from", "marian", str(tmp_path / "hf")]

@@ -16,7 +16,8 @@ class Args:
     """Write a run's weights as another library's model, with its tokenizer.
 
     What the other library cannot express exactly is refused, with the list of what
-    differs. CTranslate2 reads a Marian export with its own ct2-transformers-converter.
+    differs. Of models that came from Marian, CTranslate2 reads the Marian export with
+    its own ct2-transformers-converter.
     """
 
     checkpoint: Path

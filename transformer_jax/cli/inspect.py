@@ -78,7 +78,7 @@ def in_words(facts: dict[str, Any]) -> str:
         "ema_params_sha256": facts.get("ema_params_sha256", ""),
         "dev metrics": ", ".join(metrics) or "none",
         "note": facts["note"],
-        "origin": _origin_in_words(facts["origin"]),
+        "origin": _origin(facts["origin"]),
     }
     text = [f"{name:<19}{value}" for name, value in lines.items() if value != ""]
     text.append("settings that are not the defaults:")
@@ -87,9 +87,10 @@ def in_words(facts: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
-def _origin_in_words(origin: dict[str, Any] | None) -> str:
-    if not origin:
+def _origin(origin: dict[str, Any] | None) -> str:
+    """Where the first weights came from: another run, or another library's files."""
+    if origin is None:
         return ""
     if "library" in origin:
-        return f"{origin['library']}: {origin['path']}"
-    return f"{origin['run']} step {origin['step']}"
+        return "{path} of {library}".format(**origin)
+    return "{run} step {step}".format(**origin)

@@ -314,12 +314,14 @@ def write(path: Path, foreign: Foreign, config: ModelConfig) -> None:
     ids = special_ids(config, pad=tokenizer.pad_id, bos=bos, eos=tokenizer.eos_id)
     separate = source.symbols != target.symbols
     beams = foreign.search.beam_size if foreign.search.method == "beam" else 1
+    # As our own search does it.
+    never = {tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id}
     generation = {
         **ids,
         "num_beams": beams,
         "length_penalty": foreign.search.alpha,
         "max_length": 512,
-        "bad_words_ids": [[tokenizer.pad_id]],
+        "bad_words_ids": [[i] for i in sorted(never)],
     }
     about = {"separate_vocabs": separate, "tokenizer_class": "MarianTokenizer"}
     texts: dict[str, Any] = {
