@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.search.beam import beam_search
+from transformer_jax.search.constraints import banned_tokens
 from transformer_jax.search.greedy import greedy_search
 from transformer_jax.search.result import SearchResult, penalty_table
 from transformer_jax.types import StepOutput
@@ -300,7 +301,7 @@ def test_banned_tokens_are_passed_over_and_the_others_keep_their_probabilities(
     beam_size,
 ):
     table = random_table(8, sentences=4, length=4, vocab=4)
-    found = search(table, beam_size=beam_size, banned=(2,))
+    found = search(table, beam_size=beam_size, constraints=(banned_tokens((2,)),))
     assert (search(table, beam_size=beam_size).tokens == 2).any()
     for sentence in range(4):
         length = found.lengths[sentence, 0]

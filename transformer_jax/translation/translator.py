@@ -18,10 +18,12 @@ from transformer_jax.config import SearchConfig
 from transformer_jax.data.batching import stack_rows
 from transformer_jax.data.examples import Example, make_example
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
-from transformer_jax.models.functions import encode_memory, init_cache, make_step_fn
+from transformer_jax.models.cache import init_cache
+from transformer_jax.models.functions import encode_memory, make_step_fn
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.recipes import config_from_json
 from transformer_jax.search.beam import beam_search
+from transformer_jax.search.constraints import banned_tokens
 from transformer_jax.search.greedy import greedy_search
 from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.planning import SourceBatch, plan_batches
@@ -277,7 +279,8 @@ def search_batch(
     memory = encode_memory(model, params, inputs, segment_ids)
     prefix = jnp.full((rows, 1), plan.start_id, jnp.int32)
     beams = search.beam_size if search.method == "beam" else 1
-    cache = init_cache(model.config, rows * beams, plan.max_length)
+    cache = init_cache(model.config, rows, plan.max_length, beams=beams)
+    constraints = (banned_tokens(plan.banned),) if plan.banned else ()
     if search.method == "greedy":
         return greedy_search(
             step_fn,
@@ -289,7 +292,7 @@ def search_batch(
             max_lengths=max_lengths,
             length_penalty=search.length_penalty,
             alpha=search.alpha,
-            banned=plan.banned,
+            constraints=constraints,
         )
     return beam_search(
         step_fn,
@@ -303,7 +306,7 @@ def search_batch(
         alpha=search.alpha,
         n_best=search.n_best,
         max_lengths=max_lengths,
-        banned=plan.banned,
+        constraints=constraints,
     )
 
 
