@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax.search.beams import (
     FREE,
@@ -85,17 +86,17 @@ def advance_beams(
     beams: Beams,
     *,
     eos_id: int,
-    penalties: Array,
+    penalties: np.ndarray,
     constraints: Sequence[Constraint],
 ) -> Beams:
     """Logits [B, K, V] of the next token → the state one token later."""
-    beam_size, penalties = logits.shape[1], jnp.asarray(penalties)
+    beam_size, divisors = logits.shape[1], jnp.asarray(penalties)
     best = best_continuations(logits, beams, eos_id=eos_id, constraints=constraints)
     lengths = beams.lengths + alive(beams)
 
     first = jax.tree.map(lambda x: x[:, :beam_size], best)
     ended = first.tokens == eos_id
-    ended_scores = first.log_probabilities / penalties[lengths][:, None]
+    ended_scores = first.log_probabilities / divisors[lengths][:, None]
     histories, of_tokens = longer(
         beams, first.parents, first.tokens, first.token_log_probabilities
     )
@@ -115,7 +116,7 @@ def advance_beams(
     histories, of_tokens = longer(
         beams, kept.parents, kept.tokens, kept.token_log_probabilities
     )
-    bound = live.max(axis=-1) / penalties[beams.job.max_lengths]
+    bound = live.max(axis=-1) / divisors[beams.job.max_lengths]
     hopeless = bound <= finished.scores[:, -1]
     return beams._replace(
         lengths=lengths,

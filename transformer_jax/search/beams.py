@@ -80,16 +80,16 @@ def first_beams(
 ) -> Beams:
     """One live beam a sentence, which holds the start token; nothing has ended yet."""
     sentences = job.prefix.shape[0]
-    alive = (job.max_lengths > 0)[:, None] & (jnp.arange(beam_size) == 0)[None, :]
+    first = (job.max_lengths > 0)[:, None] & (jnp.arange(beam_size) == 0)[None, :]
     tokens = jnp.zeros((sentences, beam_size, 1 + max_length), jnp.int32)
-    none = jnp.full((sentences, n_best), -jnp.inf)
-    empty = jnp.zeros((sentences, n_best, max_length))
+    none = jnp.full((sentences, n_best), -jnp.inf, jnp.float32)
+    empty = jnp.zeros((sentences, n_best, max_length), jnp.float32)
     return Beams(
         job=job,
         lengths=jnp.zeros((sentences,), jnp.int32),
         tokens=tokens.at[:, :, 0].set(job.prefix[:, :1]),
         token_log_probabilities=jnp.zeros((sentences, beam_size, max_length)),
-        log_probabilities=jnp.where(alive, 0.0, -jnp.inf),
+        log_probabilities=jnp.where(first, jnp.float32(0), -jnp.inf),
         parents=jnp.zeros((sentences, beam_size), jnp.int32),
         finished=SearchResult(
             tokens=empty.astype(jnp.int32),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax.search.beams import (
     FREE,
@@ -66,7 +67,7 @@ def advance_greedily(
     beams: Beams,
     *,
     eos_id: int,
-    penalties: Array,
+    penalties: np.ndarray,
     constraints: Sequence[Constraint],
 ) -> Beams:
     """Logits [B, 1, V] of the next token → the state one token later."""
