@@ -19,7 +19,12 @@ from transformer_jax.search.beams import (
 )
 from transformer_jax.search.choosing import best_tokens
 from transformer_jax.search.constraints import Constraint
-from transformer_jax.search.result import LengthPenalty, SearchResult, penalty_table
+from transformer_jax.search.result import (
+    LengthPenalty,
+    SearchResult,
+    StopRule,
+    penalty_table,
+)
 from transformer_jax.types import Array, Cache, Memory, StepFn
 
 
@@ -44,6 +49,7 @@ def beam_search(
     length_penalty: LengthPenalty = "average",
     alpha: float = 1.0,
     n_best: int = 1,
+    stop: StopRule = "beams",
     max_lengths: Array | None = None,
     constraints: Sequence[Constraint] = (),
 ) -> SearchResult:
@@ -52,11 +58,14 @@ def beam_search(
     live on, so that K beams live as long as the search does (fairseq, Hugging Face).
 
     Score: log-probability / penalty(length), end token included in both (see
-    `penalty_table`). The n best are kept. A sentence is done when no live beam could
-    still beat the worst of them, however it went on: a bound, so stopping early never
-    changes the result. With one beam this is greedy search; with K at least the number
-    of all prefixes it is exhaustive. Tokens that `constraints` forbid are passed over;
-    the others keep their log-probabilities.
+    `penalty_table`). The n best are kept. A sentence is done, by `stop`,
+    - "beams": when K targets have ended (fairseq, CTranslate2);
+    - "first": when one has ended (n at least, if n are wanted);
+    - "bound": when no live beam could still beat the worst of the n best, however it
+      went on. With K at least the number of all prefixes, this is exhaustive search.
+    That bound ends every search, as it never changes a result. With one beam this is
+    greedy search. Tokens that `constraints` forbid are passed over; the others keep
+    their log-probabilities.
 
     `prefix` [B, P] begins with the start token; more than that forces how each target
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
@@ -73,7 +82,12 @@ def beam_search(
 
     def advance(logits: Array, beams: Beams) -> Beams:
         return advance_beams(
-            logits, beams, eos_id=eos_id, penalties=penalties, constraints=constraints
+            logits,
+            beams,
+            eos_id=eos_id,
+            penalties=penalties,
+            constraints=constraints,
+            stop=stop,
         )
 
     return search_while(
@@ -88,6 +102,7 @@ def advance_beams(
     eos_id: int,
     penalties: np.ndarray,
     constraints: Sequence[Constraint],
+    stop: StopRule,
 ) -> Beams:
     """Logits [B, K, V] of the next token → the state one token later."""
     beam_size, divisors = logits.shape[1], jnp.asarray(penalties)
@@ -117,14 +132,19 @@ def advance_beams(
         beams, kept.parents, kept.tokens, kept.token_log_probabilities
     )
     bound = live.max(axis=-1) / divisors[beams.job.max_lengths]
-    hopeless = bound <= finished.scores[:, -1]
+    num_finished = beams.num_finished + (ended & (ended_scores > -jnp.inf)).sum(axis=-1)
+    wanted = {"beams": beam_size, "first": finished.scores.shape[1]}
+    done = bound <= finished.scores[:, -1]
+    if stop in wanted:
+        done = done | (num_finished >= wanted[stop])
     return beams._replace(
         lengths=lengths,
         tokens=histories,
         token_log_probabilities=of_tokens,
-        log_probabilities=jnp.where(hopeless[:, None], -jnp.inf, live),
+        log_probabilities=jnp.where(done[:, None], -jnp.inf, live),
         parents=kept.parents,
         finished=finished,
+        num_finished=num_finished,
     )
 
 

@@ -48,6 +48,8 @@ class Beams(NamedTuple):
     """[B, K]: the beam whose cache each one goes on from."""
     finished: SearchResult
     """The n best that have ended."""
+    num_finished: Array
+    """[B]: how many have ended."""
     cache: Cache
 
 
@@ -98,6 +100,7 @@ def first_beams(
             log_probabilities=none,
             token_log_probabilities=empty,
         ),
+        num_finished=jnp.zeros((sentences,), jnp.int32),
         cache=cache,
     )
 

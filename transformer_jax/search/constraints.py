@@ -8,6 +8,7 @@ are not normalised anew. One that is not asked for is not in the compiled progra
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax.search.beams import Beams
 from transformer_jax.types import Array
@@ -17,10 +18,11 @@ Constraint = Callable[[Array, Beams], Array]
 
 def banned_tokens(tokens: Sequence[int]) -> Constraint:
     """None of `tokens`, anywhere."""
-    forbidden = jnp.array(sorted(tokens), jnp.int32)
 
     def constrain(logits: Array, beams: Beams) -> Array:
-        return logits.at[..., forbidden].set(-jnp.inf)
+        forbidden = np.zeros((1, 1, logits.shape[-1]), bool)
+        forbidden[..., list(tokens)] = True
+        return jnp.where(forbidden, -jnp.inf, logits)
 
     return constrain
 

@@ -276,13 +276,15 @@ def grow(state: Slots, *, length: int) -> Slots:
 def method_of(plan: SearchPlan) -> Advance:
     """How the settings search: logits and beams → beams."""
     search = plan.search
-    method = advance_greedily if search.method == "greedy" else advance_beams
-    return functools.partial(
-        method,
+    method = functools.partial(
+        advance_greedily if search.method == "greedy" else advance_beams,
         eos_id=plan.eos_id,
         penalties=penalty_table(search.length_penalty, search.alpha, plan.max_length),
         constraints=(banned_tokens(plan.banned),) if plan.banned else (),
     )
+    if search.method == "beam":
+        method = functools.partial(method, stop=search.stop)
+    return method
 
 
 def _first_beams(plan: SearchPlan, max_lengths: Array) -> Beams:
