@@ -41,14 +41,12 @@ def make_sentences(lengths=LENGTHS) -> list[Sentence]:
     ]
 
 
-def make_decoder(
-    search: SearchConfig, *, slots=4, at_once=2, seed=0, device=None
-) -> Decoder:
+def make_decoder(search: SearchConfig, *, slots=4, seed=0, device=None) -> Decoder:
     model, params = tiny_model(seed, norm_position="pre", output_bias=True)
     params["output"]["bias"] = params["output"]["bias"].at[EOS].add(-1.0)
     plan = SearchPlan(search, MAX_LENGTH, START, EOS, banned=(0, START))
     params = jax.device_put(params, device) if device else params
-    return Decoder(model, params, plan, slots=slots, length=16, at_once=at_once)
+    return Decoder(model, params, plan, slots=slots, length=16)
 
 
 def found_by(decoder, sentences) -> list[SearchResult]:
@@ -132,21 +130,21 @@ def test_each_shape_is_compiled_once(search):
 def test_devices_share_a_queue(search):
     sentences = make_sentences(LENGTHS * 3)
     alone = found_by(make_decoder(search), sentences)
-    decoders = [
-        lambda device=device: make_decoder(search, device=device)
-        for device in jax.devices()[:3]
-    ]
+    decoders = [make_decoder(search, device=each) for each in jax.devices()[:3]]
     found = sorted(decode_side_by_side(decoders, deque(sentences)))
     chex.assert_trees_all_equal([each.result for each in found], alone)
 
 
 def test_the_error_of_a_device_is_raised_and_ends_the_others():
-    def broken() -> Decoder:
-        raise RuntimeError("no such device")
+    class Broken(Decoder):
+        def run(self, queue):
+            raise RuntimeError("no such device")
 
     queue = deque(make_sentences(LENGTHS * 3))
+    whole = make_decoder(GREEDY)
+    broken = Broken(whole.model, whole.params, whole.plan, slots=4, length=16)
     with pytest.raises(RuntimeError, match="no such device"):
-        list(decode_side_by_side([lambda: make_decoder(GREEDY), broken], queue))
+        list(decode_side_by_side([whole, broken], queue))
 
 
 def test_results_come_while_others_are_waiting():
@@ -154,6 +152,13 @@ def test_results_come_while_others_are_waiting():
     found = list(itertools.islice(make_decoder(GREEDY).run(queue), 4))
     assert len(found) == 4
     assert len(queue) > len(LENGTHS)
+
+
+def test_a_decoder_starts_anew_where_a_run_was_left():
+    decoder, sentences = make_decoder(GREEDY), make_sentences()
+    straight = found_by(decoder, sentences)
+    next(decoder.run(deque(sentences[::-1])))
+    chex.assert_trees_all_equal(found_by(decoder, sentences), straight)
 
 
 def test_plans_hold_every_sentence_once_in_few_shapes():
@@ -164,7 +169,6 @@ def test_plans_hold_every_sentence_once_in_few_shapes():
     for group in groups:
         assert max(lengths[i] for i in group.indices) <= group.length
         assert group.slots * group.length <= 1000 or group.slots == 1
-        assert 1 <= group.at_once <= group.slots
     assert {group.length for group in groups} <= set(GROUP_LENGTHS)
     assert len(groups) <= len(GROUP_LENGTHS)
 
@@ -173,4 +177,4 @@ def test_a_plan_is_no_longer_and_no_wider_than_it_may_be():
     (group,) = plan_groups([9], positions=100, longest=10)
     assert (group.slots, group.length) == (1, 10)
     groups = plan_groups([5] * 30 + [40], positions=4096, longest=64, max_slots=4)
-    assert [group.slots for group in groups] == [1, 4]
+    assert [(len(group.indices), group.slots) for group in groups] == [(4, 4), (27, 4)]

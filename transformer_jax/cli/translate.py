@@ -54,21 +54,30 @@ class Args:
     --n-best also hypotheses, a list of such objects."""
     search: Annotated[SearchOptions, tyro.conf.arg(name="")] = AS_TRAINED
     batch_tokens: int | None = None
-    """Source pieces translated together, padding and beams counted."""
+    """Source pieces that a device searches side by side, padding and beams counted."""
+    batch_size: int | None = None
+    """Lines that a device searches side by side, at most. Default: as --batch-tokens
+    says."""
+    devices: int | None = None
+    """Devices that work side by side. Default: all; of a CPU, one for each core, up to
+    eight."""
     progress: bool = True
     """A progress bar on stderr, when --input is given."""
 
 
 def run(args: Args) -> int:
     """Translates; warns on stderr."""
-    for name, value in (("n-best", args.n_best), ("batch-tokens", args.batch_tokens)):
+    for field in ("n_best", "batch_tokens", "batch_size", "devices"):
+        value, name = getattr(args, field), field.replace("_", "-")
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}: it must be at least 1.")
     if args.input is not None:
         check_readable(args.input)
+    from transformer_jax.parallel import devices_side_by_side
     from transformer_jax.translation.translator import BATCH_TOKENS, Translator
 
-    translator = Translator.load(args.checkpoint, step=args.step)
+    devices = devices_side_by_side(args.devices)
+    translator = Translator.load(args.checkpoint, step=args.step, devices=devices)
     search = chosen_search(translator.search, args.search, n_best=args.n_best)
     several = search.n_best > 1
     done, damaged = 0, []
@@ -78,6 +87,7 @@ def run(args: Args) -> int:
                 chunk.lines,
                 search=search,
                 batch_tokens=args.batch_tokens or BATCH_TOKENS,
+                batch_size=args.batch_size,
                 progress=bar.update,
                 first_line=done + 1,
             )

@@ -8,7 +8,7 @@ once for each shape, and work in place: only what is new is written.
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -103,31 +103,42 @@ class Decoder:
         *,
         slots: int,
         length: int,
-        at_once: int,
     ) -> None:
-        """`slots` B with sources of `length` S, of which `at_once` P are filled
-        together; `params` lie on the device."""
-        self.model, self.params, self.plan = model, params, plan
-        self.length, self.at_once = length, at_once
-        self.state = empty_slots(
-            params, model=model, plan=plan, slots=slots, length=length
-        )
+        """B `slots` for sources of up to S = `length` tokens, on the device where the
+        parameters lie."""
+        self.model, self.params, self.plan, self.length = model, params, plan, length
+        self.at_once = max(1, slots // 8)
+        """P: sentences that are encoded together, and wait for as many free slots."""
         self.sentences: list[Sentence | None] = [None] * slots
+        self.state = self._empty()
 
     def run(self, queue: deque[Sentence]) -> Iterator[Found]:
         """Takes sentences from the queue, which others may share, until none is left.
 
         While some are handed out, the device goes on with the others.
         """
+        if any(self.sentences):  # of an earlier run that was not read to its end
+            self.sentences = [None] * len(self.sentences)
+            self.state = self._empty()
         done: list[Found] = []
         while True:
             self._fill(queue)
-            waiting_for = len(self.sentences) - self.at_once if queue else 0
-            report = self._advance(waiting_for)
-            yield from done
             if not any(self.sentences):
-                return
+                break
+            enough = len(self.sentences) - self.at_once if queue else 0
+            report = self._advance(enough)
+            yield from done
             done = self._take_done(jax.device_get(report))
+        yield from done
+
+    def _empty(self) -> Slots:
+        return empty_slots(
+            self.params,
+            model=self.model,
+            plan=self.plan,
+            slots=len(self.sentences),
+            length=self.length,
+        )
 
     def _fill(self, queue: deque[Sentence]) -> None:
         free = [slot for slot, each in enumerate(self.sentences) if each is None]
@@ -317,21 +328,21 @@ def _take(queue: deque[Sentence], count: int) -> list[Sentence]:
 
 
 def decode_side_by_side(
-    decoders: Sequence[Callable[[], Decoder]], queue: deque[Sentence]
+    decoders: Sequence[Decoder], queue: deque[Sentence]
 ) -> Iterator[Found]:
     """What several devices find, each in a thread of its own, as it comes.
 
     A device takes the next sentences of the queue when it has room for them.
     """
     if len(decoders) == 1:
-        yield from decoders[0]().run(queue)
+        yield from decoders[0].run(queue)
         return
     found: SimpleQueue[Found | BaseException | None] = SimpleQueue()
     stopped = threading.Event()
 
-    def work(make: Callable[[], Decoder]) -> None:
+    def work(decoder: Decoder) -> None:
         try:
-            for each in make().run(queue):
+            for each in decoder.run(queue):
                 found.put(each)
                 if stopped.is_set():
                     return
@@ -339,7 +350,7 @@ def decode_side_by_side(
         except BaseException as error:  # raised again by the thread that waits
             found.put(error)
 
-    threads = [threading.Thread(target=work, args=(make,)) for make in decoders]
+    threads = [threading.Thread(target=work, args=(each,)) for each in decoders]
     for thread in threads:
         thread.start()
     try:

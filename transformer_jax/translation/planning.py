@@ -7,7 +7,7 @@ import numpy as np
 
 SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Padded lengths at which sources are encoded: each that is met is compiled once."""
-GROUP_LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
+GROUP_LENGTHS = (32, 64, 128, 256, 512, 1024)
 """Source lengths that slots have room for: each that is met is compiled once too."""
 
 
@@ -21,11 +21,6 @@ class Group(NamedTuple):
     length: int
     """Source positions of a slot."""
 
-    @property
-    def at_once(self) -> int:
-        """Sentences that are encoded together, and wait for as many free slots."""
-        return max(1, self.slots // 8)
-
 
 def plan_groups(
     lengths: Sequence[int],
@@ -37,12 +32,13 @@ def plan_groups(
     """Longest sentences first, as many slots as `positions` allow at their length.
 
     A group's length is the first of `GROUP_LENGTHS` that holds its longest sentence,
-    but at most `longest`. Sentences that would not fill the slots of a shorter length
-    join the group before. A group that does not fill its slots has a power of four.
+    but at most `longest`. Shorter ones fill its slots, and stay in the group where they
+    are too few to fill those of a shorter length. Where all sentences together do not
+    fill the slots, there is a power of four of them.
 
-    >>> groups = plan_groups([40, 9, 3, 2, 4], positions=32, longest=1024)
+    >>> groups = plan_groups([70, 9, 3, 2, 4, 5], positions=128, longest=1024)
     >>> [(group.indices.tolist(), group.slots, group.length) for group in groups]
-    [([0], 1, 64), ([1, 4, 2, 3], 2, 16)]
+    [([0], 1, 128), ([1, 5, 4, 2, 3], 4, 32)]
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
 
@@ -53,7 +49,7 @@ def plan_groups(
     start = 0
     while start < len(order):
         length = padded_length(lengths[order[start]], GROUP_LENGTHS, longest)
-        stop = start + 1
+        stop = min(start + slots_at(length), len(order))
         while stop < len(order):
             shorter = padded_length(lengths[order[stop]], GROUP_LENGTHS, longest)
             if shorter < length and len(order) - stop >= slots_at(shorter):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +89,7 @@ class Translator:
         self.params = jax.tree.map(jnp.asarray, params)
         self._copies = [jax.device_put(self.params, each) for each in devices]
         self._copies = self._copies or [self.params]
+        self._idle: dict[tuple[int, SearchPlan, int, int], Decoder] = {}
         self.tokenizer = tokenizer
         self.search = search
 
@@ -141,7 +141,7 @@ class Translator:
         `progress` shows a bar on stderr, or is called with the number of lines done.
         """
         search = search or self.search
-        sources = [self._encode(line) for line in lines]
+        sources = [self.source_ids(line) for line in lines]
         limit = self.max_source_tokens
         long = [i for i, source in enumerate(sources) if len(source) > limit]
         if long:
@@ -170,7 +170,7 @@ class Translator:
                 update(1)
         return [each or _translation((), truncated=False) for each in found]
 
-    def _encode(self, line: str) -> np.ndarray:
+    def source_ids(self, line: str) -> np.ndarray:
         """Source ids as the model reads them; none if the line has no words."""
         example = make_example((line, ""), self.tokenizer, self.model.config)
         inputs = example["inputs"]
@@ -219,19 +219,22 @@ class Translator:
                 )
                 for index in group.indices
             )
+            useful = -(-len(queue) // group.slots)
+            keys = [
+                (device, plan, group.slots, group.length)
+                for device in range(min(useful, len(self._copies)))
+            ]
             decoders = [
-                functools.partial(
-                    Decoder,
-                    self.model,
-                    params,
-                    plan,
-                    slots=group.slots,
-                    length=group.length,
-                    at_once=group.at_once,
-                )
-                for params in self._copies[: -(-len(queue) // group.slots)]
+                self._idle.pop(key, None) or self._decoder(*key) for key in keys
             ]
             yield from decode_side_by_side(decoders, queue)
+            self._idle = dict(zip(keys, decoders, strict=True))
+
+    def _decoder(
+        self, device: int, plan: SearchPlan, slots: int, length: int
+    ) -> Decoder:
+        params = self._copies[device]
+        return Decoder(self.model, params, plan, slots=slots, length=length)
 
     def _plan(self, source_length: int, search: SearchConfig) -> SearchPlan:
         """What searches of sources of up to that many tokens are compiled for."""
