@@ -1,11 +1,13 @@
 """Imported runs translate, and exported ones are the files that were imported."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from transformer_jax.checkpoint import CheckpointStore
+from transformer_jax.data.vocabulary_tokenizer import numbers_tokenizer
 from transformer_jax.interop import torch as theirs
 from transformer_jax.interop.files import FileError, read_tensors, write_tensors
 from transformer_jax.interop.folder import write_folder
@@ -16,18 +18,40 @@ from transformer_jax.interop.library import (
     export_run,
     export_state,
     import_run,
+    library,
 )
-from transformer_jax.testing import tiny_model, tiny_tokenizer
+from transformer_jax.interop.vocabularies import described
+from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model, tiny_tokenizer
 from transformer_jax.translation.translator import Translator
 
 SPECIAL = {"unk_id": 0, "pad_id": 1, "bos_id": 2, "eos_id": 3}
 SYMBOLS = ["<unk>", "<pad>", "<bos>", "<eos>", "ein", "Bier", "a", "beer"]
 
 
-def without_tokenizer(folder):
+def bare_folder(folder, model, settings, state):
+    """Weights and settings only."""
+    write_folder(folder, Foreign(settings, state, tiny_numbers()), model.config)
     for side in ("source", "target"):
         (folder / f"{side}_vocab.json").unlink()
-        (folder / f"{side}.codes").unlink()
+
+
+def tiny_numbers():
+    """Text as ids, for a model as large as toy models are."""
+    return numbers_tokenizer(TINY_VOCAB_SIZE, TINY_VOCAB_SIZE, **SPECIAL)
+
+
+def write_tiny(kind, folder, tokenizer):
+    """A toy model of a library that keeps its settings in config.json."""
+    settings: dict[str, Any] = {
+        "final_norm": True,
+        "output_bias": True,
+        "source_bos": True,
+    }
+    if kind == "annotated":
+        settings |= {"norm": "std", "norm_eps": 1e-6, "norm_position": "pre"}
+    model, params = tiny_model(**settings)
+    there, state = export_state(kind, model.config, params)
+    library(kind).write(folder, Foreign(there, state, tokenizer), model.config)
 
 
 @pytest.fixture
@@ -39,8 +63,7 @@ def folder(tmp_path):
     settings, state = export_state("torch", model.config, params)
     made = tmp_path / "theirs"
     made.mkdir()
-    write_folder(made, Foreign(settings, state, tiny_tokenizer()))
-    without_tokenizer(made)
+    bare_folder(made, model, settings, state)
     (made / "config.json").write_text(json.dumps({"nhead": 2, **SPECIAL}))
     return made
 
@@ -75,6 +98,77 @@ def test_symbols_are_read_from_text_and_from_json(folder, tmp_path):
         assert tokenizer.decode_target([2, 6, 7, 3]) == "a beer"
 
 
+@pytest.mark.parametrize("kind", ["torch", "annotated"])
+def test_what_is_given_for_the_source_serves_the_target_too(kind, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_tiny(kind, folder, tiny_numbers())
+    for side in ("source", "target"):
+        (folder / f"{side}_vocab.json").unlink()
+    # The merges of subword-nmt: a b, then ab c at the end of a word.
+    (tmp_path / "codes").write_text("#version: 0.2\na b\nab c</w>\n")
+    (tmp_path / "v.txt").write_text("\n".join([*SYMBOLS[:4], "abc", "ab@@", "d"]))
+    given = Options(source_vocab=tmp_path / "v.txt", source_codes=tmp_path / "codes")
+    tokenizer = library(kind).read(folder, given).tokenizer
+    assert tokenizer.encode_source("abc abd") == [4, 5, 6]
+    assert tokenizer.encode_target("abc abd") == [4, 5, 6]
+    (folder / "target_vocab.json").write_text(json.dumps([*SYMBOLS[:4], "d", "abc"]))
+    (folder / "target.codes").write_text("#version: 0.2\nx y\n")
+    (folder / "source_vocab.json").write_text(json.dumps(SYMBOLS))
+    only_target = Options(target_codes=tmp_path / "codes")
+    tokenizer = library(kind).read(folder, only_target).tokenizer
+    assert tokenizer.encode_source("Bier abc") == [5, 0]
+    assert tokenizer.encode_target("abc d") == [5, 4]
+
+
+@pytest.mark.parametrize("kind", ["torch", "annotated"])
+def test_symbols_without_a_row_are_not_exported(kind, tmp_path):
+    with pytest.raises(ValueError, match=r"source .* 100 symbols, but the model 24"):
+        write_tiny(kind, tmp_path, tiny_tokenizer())
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n\x0b\xff\xff", "codes is no SentencePiece model, or a damaged one"),
+        (b"#version: 0.2\na b\na b c\n", "codes, line 3 is 'a b c', but two symbols"),
+        (b"a b 3\na b\n", "codes, line 2 is 'a b', but two symbols"),
+        (b"<html>\n", "codes, line 1 is '<html>', but two symbols"),
+        (b"a \xff\n", "codes is not UTF-8 text"),
+        (b"", "codes is empty"),
+    ],
+)
+def test_what_does_not_split_words_is_refused(folder, tmp_path, content, message):
+    (folder / "source_vocab.json").write_text(json.dumps(SYMBOLS))
+    (tmp_path / "codes").write_bytes(content)
+    vocab, codes = folder / "source_vocab.json", tmp_path / "codes"
+    with pytest.raises(FileError, match=message):
+        theirs.read(folder, Options(source_vocab=vocab, source_codes=codes))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}', "must hold one list of symbols, but holds a dict of 1"),
+        ("[1, 2]", "must hold one list of symbols"),
+    ],
+)
+def test_symbols_that_are_no_list_are_refused(folder, content, message):
+    (folder / "source_vocab.json").write_text(content)
+    with pytest.raises(FileError, match=message):
+        theirs.read(folder, Options(target_vocab=folder / "source_vocab.json"))
+
+
+def test_a_tokenizer_is_described():
+    joint, both = tiny_tokenizer(), tiny_tokenizer(joint=False, vocab_size=60)
+    assert described(joint) == "SentencePiece, 100 pieces, shared"
+    assert described(both) == (
+        "source: SentencePiece, 60 pieces; target: SentencePiece, 60 pieces"
+    )
+    assert described(tiny_numbers()).startswith("none, so that text is token ids")
+
+
 def test_a_sentencepiece_tokenizer_survives(folder, tmp_path):
     tokenizer = tiny_tokenizer()
     model, params = tiny_model(
@@ -98,8 +192,7 @@ def test_tied_arrays_that_are_kept_once_are_found(tmp_path):
     settings, state = export_state("torch", model.config, params)
     for name in ("src_tok_emb.embedding.weight", "generator.weight"):
         del state[name]
-    write_folder(tmp_path, Foreign(settings, state, tiny_tokenizer()))
-    without_tokenizer(tmp_path)
+    bare_folder(tmp_path, model, settings, state)
     found = theirs.read(tmp_path, NO_OPTIONS)
     np.testing.assert_array_equal(
         found.state["generator.weight"], state["tgt_tok_emb.embedding.weight"]
@@ -125,7 +218,7 @@ def test_what_is_missing_is_named(folder, tmp_path):
     ):
         theirs.read(folder, NO_OPTIONS)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(FileError, match="must hold one JSON object"):
+    with pytest.raises(FileError, match=r"must hold names with values .* a list of 0"):
         theirs.read(folder, NO_OPTIONS)
     (folder / "config.json").write_text(json.dumps(SPECIAL))
     with pytest.raises(ValueError, match="nhead is missing"):
@@ -137,11 +230,10 @@ def test_what_is_missing_is_named(folder, tmp_path):
         theirs.read(folder, Options(source_codes=codes))
     vocab = tmp_path / "v.txt"
     vocab.write_text("\n".join(SYMBOLS * 9))
-    (tmp_path / "short.txt").write_text("\n".join(SYMBOLS))
-    with pytest.raises(ValueError, match="target vocabulary is missing"):
-        theirs.read(folder, Options(source_vocab=tmp_path / "short.txt"))
-    with pytest.raises(ValueError, match=r"72 symbols, but the source table .* 24"):
-        theirs.read(folder, Options(source_vocab=vocab, target_vocab=vocab))
+    with pytest.raises(ValueError, match="source vocabulary is missing"):
+        theirs.read(folder, Options(target_vocab=vocab))
+    with pytest.raises(ValueError, match=r"source .* 72 symbols, but the model 24"):
+        theirs.read(folder, Options(source_vocab=vocab))
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileError, match=r"has none of model\.safetensors"):
         theirs.read(folder, NO_OPTIONS)

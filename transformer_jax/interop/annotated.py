@@ -190,4 +190,4 @@ def read(path: Path, options: Options) -> Foreign:
 
 def write(path: Path, foreign: Foreign, config: ModelConfig) -> None:
     """model.safetensors, config.json, and the tokenizer's files."""
-    write_folder(path, foreign)
+    write_folder(path, foreign, config)

@@ -8,6 +8,8 @@ A module of this folder that stands for a library has:
     table(config, settings) -> Table
     read(path, options) -> Foreign
     write(path, foreign, config) -> None
+    only_in_training(settings) -> list[str]   what fine-tuning will do in another way,
+                                              in words; if there can be such a thing
 """
 
 import importlib
@@ -121,8 +123,10 @@ def import_run(
         search=foreign.search,
     )
     store = CheckpointStore(new_folder(output))
+    notes = getattr(library(kind), "only_in_training", lambda _: [])
     origin = {
         "library": kind,
+        "only_in_training": notes(foreign.settings),
         "path": str(path),
         "params_sha256": params_sha256(params),
     }
@@ -170,4 +174,18 @@ def differences(
         for name, allowed in expressible.items()
         if (value := getattr(config, name)) not in allowed
         and (name != "sinusoid_layout" or config.positions == "sinusoidal")
+    ]
+
+
+def final_norm_differences(config: ModelConfig) -> list[str]:
+    """The same for a library whose stacks end with norms if those inside come first.
+
+    >>> final_norm_differences(ModelConfig(norm_position="pre", final_norm=False))
+    ["final_norm is False with norm_position 'pre'"]
+    """
+    if config.has_final_norm == (config.norm_position == "pre"):
+        return []
+    return [
+        f"final_norm is {config.has_final_norm} with norm_position "
+        f"{config.norm_position!r}"
     ]

@@ -18,6 +18,7 @@ import numpy as np
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.interop import opennmt_files as files
+from transformer_jax.interop.checks import changed, check_fields, kinds_of
 from transformer_jax.interop.library import (
     NO_OPTIONS,
     Foreign,
@@ -141,6 +142,8 @@ EXPORTED: Mapping[str, Any] = {
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:
     """Our settings from its options; refuses what has no place in them."""
     opt = {**DEFAULTS, **settings}
+    steps = dict.fromkeys(("dropout", "attention_dropout"), (float, list))
+    check_fields(opt, {**kinds_of(DEFAULTS), **steps}, "The options of OpenNMT-py")
     wrong = [
         f"{name} is {opt[name]!r}, and must be {' or '.join(map(repr, allowed))}"
         for name, allowed in WANTED.items()
@@ -185,6 +188,15 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
         source_eos=False,
         source_vocab_size=opt.get("source_vocab_size", 0),
         target_vocab_size=opt.get("target_vocab_size", 0),
+    )
+
+
+def only_in_training(settings: Mapping[str, Any]) -> list[str]:
+    """Dropout that OpenNMT-py changes with the steps, and fine-tuning here does not."""
+    values = {name: settings.get(name) for name in ("dropout", "attention_dropout")}
+    lists = {name: value for name, value in values.items() if isinstance(value, list)}
+    return changed(
+        {name: (value, value[:1]) for name, value in lists.items() if value[1:]}
     )
 
 
@@ -294,7 +306,7 @@ def _feed_forward(ours: str, theirs: str, config: ModelConfig) -> list[Row]:
 
 def _first(value: Any) -> float:
     """Of a list that changes by steps, the first."""
-    return value[0] if isinstance(value, list) else value
+    return (value or [0.0])[0] if isinstance(value, list) else value
 
 
 def read(path: Path, options: Options = NO_OPTIONS) -> Foreign:

@@ -236,7 +236,7 @@ def read(path: Path, options: Options) -> Foreign:
 
 def write(path: Path, foreign: Foreign, config: ModelConfig) -> None:
     """model.safetensors, config.json, and the tokenizer's files."""
-    write_folder(path, foreign)
+    write_folder(path, foreign, config)
 
 
 def _found(state: StateDict, *, learned: bool) -> dict[str, Any]:
