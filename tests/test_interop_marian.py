@@ -1,7 +1,10 @@
 """Marian models without Marian: kept logits, a folder, translating, fine-tuning."""
 
+import dataclasses
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,12 +12,19 @@ import pytest
 
 from transformer_jax.__main__ import main
 from transformer_jax.checkpoint import CheckpointStore
+from transformer_jax.config import Config, SearchConfig, TokenizerConfig
 from transformer_jax.data.batching import Batch
 from transformer_jax.data.vocabulary_tokenizer import Side, VocabularyTokenizer
-from transformer_jax.interop import marian
-from transformer_jax.interop.files import read_tensors
-from transformer_jax.interop.library import Foreign, export_state, import_state
+from transformer_jax.interop import ctranslate2, marian
+from transformer_jax.interop.files import read_tensors, write_tensors
+from transformer_jax.interop.library import (
+    Foreign,
+    export_run,
+    export_state,
+    import_state,
+)
 from transformer_jax.models import Transformer
+from transformer_jax.recipes import config_to_json
 from transformer_jax.testing import SENTENCES, tiny_model, tiny_tokenizer
 from transformer_jax.translation.translator import Translator
 
@@ -128,6 +138,335 @@ def test_an_imported_run_translates_and_is_fine_tuned(tmp_path):
     assert any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     back = ["--checkpoint", str(tmp_path / "tuned"), "--output", str(tmp_path / "back")]
     assert main(["export", "--to", "marian", *back]) == 0
+
+
+def own_run(
+    folder: Path, seed: int = 0, *, search: SearchConfig | None = None, **settings: Any
+) -> Path:
+    """A run as training makes it, with random weights and our SentencePiece tokenizer:
+    padding first, the decoder started from a symbol of its own unless `settings` say.
+    """
+    tokenizer = tiny_tokenizer()
+    size = tokenizer.source_vocab_size
+    rows = {"source_vocab_size": size, "target_vocab_size": size}
+    model, params = tiny_model(seed, **{"norm_position": "post", **rows, **settings})
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: 4 * x if "embedding" in jax.tree_util.keystr(path) else x,
+        params,
+    )
+    if model.config.output_bias:
+        bias = np.array(params["output"]["bias"])
+        bias[tokenizer.eos_id] = 5.0
+        params["output"]["bias"] = bias
+    config = Config(
+        model=model.config,
+        tokenizer=TokenizerConfig(vocab_size=size),
+        search=search or SearchConfig(method="greedy"),
+    )
+    store = CheckpointStore(folder)
+    store.write_run(config_to_json(config), tokenizer.files())
+    store.save(0, {"params": params})
+    return folder
+
+
+def exported(run: Path, output: Path, kind: str = "marian") -> dict[str, Any]:
+    """Exports a run; the JSON files of the folder by name without ending."""
+    words = ["export", "--to", kind, "--checkpoint", str(run), "--output", str(output)]
+    assert main(words) == 0
+    return {
+        file.stem: json.loads(file.read_text("utf-8")) for file in output.glob("*.json")
+    }
+
+
+@pytest.mark.parametrize("start", ["bos", "eos", "pad"])
+def test_padding_of_our_own_runs_becomes_the_last_symbol(tmp_path, start):
+    """Each symbol keeps its embedding and its bias, whatever its number."""
+    run = own_run(tmp_path / "run", decoder_start=start, output_bias=True)
+    files = exported(run, tmp_path / "there")
+    numbers, config = files["vocab"], files["config"]
+    ours = Translator.load(run)
+    size = ours.tokenizer.target_vocab_size
+    assert sorted(numbers.values()) == list(range(size))
+    assert config["pad_token_id"] == numbers["<pad>"] == size - 1
+    assert config["eos_token_id"] == numbers["</s>"]
+    symbol = {"pad": "<pad>", "bos": "<s>", "eos": "</s>"}[start]
+    assert config["decoder_start_token_id"] == numbers[symbol]
+    assert files["generation_config"]["bad_words_ids"] == [
+        [numbers["<pad>"]],
+        [numbers["<s>"]],
+    ]
+    symbols = ours.tokenizer.target_pieces(range(size))
+    rows = [numbers[symbol] for symbol in symbols]
+    state = read_tensors(tmp_path / "there" / "model.safetensors")
+    sines_first = np.arange(16).reshape(-1, 2).T.reshape(-1)
+    np.testing.assert_array_equal(
+        state["model.shared.weight"][rows],
+        np.asarray(ours.params["shared_embedding"]["embedding"])[:, sines_first],
+    )
+    np.testing.assert_array_equal(
+        state["final_logits_bias"][0, rows], ours.params["output"]["bias"]
+    )
+
+
+def test_a_run_of_our_own_comes_back_and_translates_as_before(tmp_path):
+    run = own_run(tmp_path / "run")
+    exported(run, tmp_path / "there")
+    words = ["import", "--from", "marian", str(tmp_path / "there")]
+    assert main([*words, "--output", str(tmp_path / "again")]) == 0
+    lines = [source for source, _ in SENTENCES]
+    before, after = (
+        Translator.load(tmp_path / name).translate(lines) for name in ("run", "again")
+    )
+    for one, other in zip(before, after, strict=True):
+        assert one.tokens == other.tokens
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+def test_who_exports_for_marian_is_told_what_ctranslate2_would_do(tmp_path, caplog):
+    run = own_run(tmp_path / "run")
+    with caplog.at_level(logging.WARNING):
+        exported(run, tmp_path / "there")
+        assert "export --to ctranslate2" in caplog.text
+        assert "starts from the embedding of bos" in caplog.text
+        caplog.clear()
+        exported(run, tmp_path / "for_ct2", "ctranslate2")
+        assert not caplog.text
+
+
+def test_a_folder_for_ctranslate2_starts_from_zeros_and_a_first_position(tmp_path):
+    """PE(0) + E(<s>) · √16, where PE(0) is 0 for sines and 1 for cosines."""
+    run = own_run(tmp_path / "run")
+    plain = exported(run, tmp_path / "plain")
+    files = exported(run, tmp_path / "there", "ctranslate2")
+    bos, pad = plain["vocab"]["<s>"], plain["vocab"]["<pad>"]
+    before, state = (
+        read_tensors(tmp_path / name / "model.safetensors")
+        for name in ("plain", "there")
+    )
+    assert files["config"]["decoder_start_token_id"] == pad
+    shared = state["model.shared.weight"]
+    assert not shared[pad].any()
+    np.testing.assert_array_equal(shared[:pad], before["model.shared.weight"][:pad])
+    first = state["model.decoder.embed_positions.weight"][0]
+    np.testing.assert_allclose(first, np.repeat([0, 1], 8) + 4 * shared[bos], rtol=1e-6)
+    assert state["final_logits_bias"][0, bos] == -1e4
+    assert np.count_nonzero(state["final_logits_bias"]) == 1
+
+
+def test_a_zero_start_needs_no_folder_of_its_own(tmp_path, caplog):
+    write_folder(tmp_path / "hf")
+    file = tmp_path / "hf" / "model.safetensors"
+    state = read_tensors(file)
+    state["model.shared.weight"][-1] = 0.0
+    write_tensors(file, state)
+    words = ["import", "--from", "marian", str(tmp_path / "hf")]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        one = exported(tmp_path / "run", tmp_path / "one")
+        other = exported(tmp_path / "run", tmp_path / "other", "ctranslate2")
+    assert not caplog.text
+    assert one == other
+    weights = "model.safetensors"
+    first = (tmp_path / "one" / weights).read_bytes()
+    assert first == (tmp_path / "other" / weights).read_bytes()
+
+
+def test_two_vocabularies_and_imports_are_no_matter_of_ctranslate2(tmp_path, capsys):
+    tokenizer = tiny_tokenizer(joint=False, vocab_size=70)
+    model, params = tiny_model(
+        norm_position="post",
+        tied_embeddings="target_output",
+        sinusoid_layout="halves_paper",
+        source_vocab_size=70,
+        target_vocab_size=70,
+    )
+    settings, state = export_state("ctranslate2", model.config, params)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="vocabularies of their own, and must share"):
+        ctranslate2.write(
+            tmp_path / "there", Foreign(settings, state, tokenizer), model.config
+        )
+    with pytest.raises(ValueError, match="cannot be imported"):
+        ctranslate2.read(tmp_path / "there")
+
+
+def test_rows_without_a_symbol_are_named_and_symbols_without_a_row_refused(tmp_path):
+    size = tiny_tokenizer().source_vocab_size
+    rows = {"source_vocab_size": size + 8, "target_vocab_size": size + 8}
+    files = exported(own_run(tmp_path / "run", **rows), tmp_path / "there")
+    assert sorted(files["vocab"].values()) == list(range(size + 8))
+    assert files["vocab"]["<pad>"] == size + 7
+    words = ["import", "--from", "marian", str(tmp_path / "there")]
+    assert main([*words, "--output", str(tmp_path / "again")]) == 0
+
+    rows = {"source_vocab_size": size - 1, "target_vocab_size": size - 1}
+    run = own_run(tmp_path / "small", **rows)
+    with pytest.raises(ValueError, match=f"{size} symbols, but the model {size - 1}"):
+        export_run("marian", run, tmp_path / "refused")
+
+
+def test_special_symbols_of_other_libraries_are_spelled_as_marians(tmp_path):
+    inside = tiny_tokenizer()
+    pieces = inside.target_pieces(range(4, inside.target_vocab_size))
+    symbols = ("<unknown>", "<blank>", "<begin>", "<end>", *pieces)
+    side = Side(symbols, "sentencepiece", inside.models[0])
+    ids = {"unk_id": 0, "pad_id": 1, "bos_id": 2, "eos_id": 3}
+    tokenizer = VocabularyTokenizer(side, side, **ids)
+    sizes = {"source_vocab_size": len(symbols), "target_vocab_size": len(symbols)}
+    model, params = tiny_model(
+        norm_position="post", sinusoid_layout="halves_paper", **sizes
+    )
+    settings, state = export_state("marian", model.config, params)
+    marian.write(tmp_path, Foreign(settings, state, tokenizer), model.config)
+    numbers = json.loads((tmp_path / "vocab.json").read_text("utf-8"))
+    assert list(numbers)[:4] == ["<unk>", "<s>", "</s>", pieces[0]]
+    assert numbers["<pad>"] == len(symbols) - 1
+
+
+def test_the_number_of_positions_comes_back(tmp_path):
+    write_folder(tmp_path / "hf")
+    change(tmp_path / "hf" / "config.json", max_position_embeddings=77)
+    words = ["import", "--from", "marian", str(tmp_path / "hf")]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
+    files = exported(tmp_path / "run", tmp_path / "back")
+    assert files["config"]["max_position_embeddings"] == 77
+    assert files["generation_config"]["max_length"] == 77
+
+
+def test_generate_is_asked_for_our_search(tmp_path, caplog):
+    search = SearchConfig(method="beam", beam_size=3, length_penalty="none")
+    files = exported(own_run(tmp_path / "run", search=search), tmp_path / "there")
+    asked = files["generation_config"]
+    assert (asked["num_beams"], asked["length_penalty"]) == (3, 0.0)
+    assert asked["early_stopping"] == "never"
+    gnmt = dataclasses.replace(search, length_penalty="gnmt")
+    with caplog.at_level(logging.WARNING):
+        exported(own_run(tmp_path / "gnmt", search=gnmt), tmp_path / "other")
+    assert "which `generate` cannot do" in caplog.text
+
+
+def change(file: Path, **entries: Any) -> None:
+    """Writes entries of a JSON object anew."""
+    there = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    file.write_text(json.dumps({**there, **entries}))
+
+
+DAMAGES: dict[str, tuple[str, Any, str]] = {
+    "config_is_a_list": ("config.json", [], "config.json holds a JSON list"),
+    "generation_is_a_list": ("generation_config.json", [1], "holds a JSON list"),
+    "vocab_is_a_list": ("vocab.json", ["</s>"], "vocab.json holds a JSON list"),
+    "number_is_text": ("vocab.json", {"<unk>": "1"}, "as '1', which is no whole"),
+    "number_is_too_large": ("vocab.json", {"<unk>": 10**9}, "do not belong together"),
+    "two_with_one_number": ("vocab.json", {"<unk>": 0}, "the number 0 to both"),
+    "end_is_another": (
+        "generation_config.json",
+        {"eos_token_id": 5},
+        "eos_token_id is 0 there and 5 here",
+    ),
+    "pad_is_null": ("config.json", {"pad_token_id": None}, "pad_token_id is None"),
+    "start_is_null": (
+        "config.json",
+        {"decoder_start_token_id": None},
+        "decoder_start_token_id is None, and must be a whole number",
+    ),
+    "width_is_text": ("config.json", {"d_model": "16"}, "d_model is '16', and must"),
+    "switch_is_text": ("config.json", {"scale_embedding": "no"}, "must be true or fal"),
+    "starts_differ": (
+        "generation_config.json",
+        {"decoder_start_token_id": 0},
+        "decoder_start_token_id is .* there and 0 here",
+    ),
+    "bans_words": (
+        "generation_config.json",
+        {"bad_words_ids": [[7], [8, 9]]},
+        r"bans \[\[7\], \[8, 9\]\]",
+    ),
+    "bans_nonsense": (
+        "generation_config.json",
+        {"bad_words_ids": "pad"},
+        "must be a list of lists of ids",
+    ),
+    "rewards_are_negative": (
+        "generation_config.json",
+        {"length_penalty": -1.0},
+        "length_penalty is -1.0, and must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_settings_are_one_clear_error(tmp_path, name, capsys):
+    file, value, message = DAMAGES[name]
+    write_folder(tmp_path / "hf")
+    if isinstance(value, dict):
+        change(tmp_path / "hf" / file, **value)
+    else:
+        (tmp_path / "hf" / file).write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=message):
+        marian.read(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("symbol", ["<unk>", "</s>", "<pad>"])
+def test_vocabularies_without_a_special_symbol_are_refused(tmp_path, symbol):
+    write_folder(tmp_path / "hf")
+    vocab = tmp_path / "hf" / "vocab.json"
+    numbers = json.loads(vocab.read_text("utf-8"))
+    del numbers[symbol]
+    vocab.write_text(json.dumps(numbers))
+    with pytest.raises(ValueError, match=f"{symbol} the number null"):
+        marian.read(tmp_path / "hf")
+
+
+def test_a_vocabulary_must_number_the_end_as_the_settings_do(tmp_path):
+    write_folder(tmp_path / "hf")
+    vocab = tmp_path / "hf" / "vocab.json"
+    numbers = json.loads(vocab.read_text("utf-8"))
+    numbers |= {"</s>": numbers["<unk>"], "<unk>": numbers["</s>"]}
+    vocab.write_text(json.dumps(numbers))
+    with pytest.raises(ValueError, match=r"</s> the number 1, and config.json says 0"):
+        marian.read(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_damaged_sentencepiece_models_are_named(tmp_path, side):
+    write_folder(tmp_path / "hf")
+    file = tmp_path / "hf" / f"{side}.spm"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=rf"{side}\.spm is no SentencePiece model"):
+        marian.read(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("shape", [(16,), (8, 12), (2, 8, 16)])
+def test_positions_of_another_shape_are_named(shape):
+    model, params = tiny_model(
+        norm_position="post", sinusoid_layout="halves_paper", output_bias=True
+    )
+    settings, state = export_state("marian", model.config, params)
+    state["model.encoder.embed_positions.weight"] = np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match=r"embed_positions.* is not what the setti"):
+        import_state("marian", state, settings)
+
+
+def test_what_generate_would_do_besides_is_said(tmp_path, caplog):
+    write_folder(tmp_path / "hf")
+    asked = {"no_repeat_ngram_size": 3, "do_sample": False, "early_stopping": True}
+    change(tmp_path / "hf" / "generation_config.json", **asked)
+    with caplog.at_level(logging.WARNING):
+        marian.read(tmp_path / "hf")
+    assert "no_repeat_ngram_size = 3" in caplog.text
+    assert "early_stopping = True" in caplog.text
+    assert "do_sample" not in caplog.text
+
+
+def test_ids_that_only_generate_is_told_are_taken_from_there(tmp_path):
+    write_folder(tmp_path / "hf")
+    file = tmp_path / "hf" / "config.json"
+    there = json.loads(file.read_text())
+    del there["decoder_start_token_id"]
+    file.write_text(json.dumps(there))
+    found = marian.read(tmp_path / "hf")
+    assert marian.model_config(found.settings).decoder_start == "pad"
 
 
 def test_damaged_folders_are_named(tmp_path, capsys):

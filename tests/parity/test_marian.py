@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from comparing import TOLERANCE, largest_difference, our_logits, padded_batch
+from test_interop_marian import exported, own_run
 
 from transformer_jax.__main__ import main
 from transformer_jax.config import SearchConfig
@@ -178,13 +179,94 @@ def test_a_folder_is_imported_translates_and_comes_back(tmp_path, as_pickle, cap
         np.testing.assert_array_equal(x, read_tensors(back / "model.safetensors")[name])
 
 
+def phrases() -> list[str]:
+    """Short sources of 1 to 7 words."""
+    words = " ".join(source for source, _ in SENTENCES).split()
+    return [" ".join(words[i : i + 1 + i % 7]) for i in range(len(words))]
+
+
+def our_search(beams: int, alpha: float) -> SearchConfig:
+    return SearchConfig(
+        method="beam" if beams > 1 else "greedy",
+        beam_size=beams,
+        alpha=alpha,
+        max_length_factor=0.0,
+        max_length_offset=LIMIT,
+    )
+
+
+def generated(model: Any, tokenizer: Any, sources: list[str], **asked: Any) -> Any:
+    """Ids of translations, padding left out, and their scores if beams were asked for.
+
+    What is not asked for is taken from generation_config.json.
+    """
+    found = model.generate(
+        **tokenizer(sources, return_tensors="pt", padding=True),
+        max_new_tokens=LIMIT,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **asked,
+    )
+    pad = model.config.pad_token_id
+    ids = [[i for i in row[1:].tolist() if i != pad] for row in found.sequences]
+    scores = found.sequences_scores if asked["num_beams"] > 1 else [np.nan] * len(ids)
+    return ids, [float(score) for score in scores]
+
+
+def score_of(model: Any, tokenizer: Any, source: str, ids: list[int], alpha: float):
+    """log P(ids | source) / length^alpha, the end token counted like any other."""
+    start = model.config.decoder_start_token_id
+    encoded = tokenizer([source], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(
+            **encoded, decoder_input_ids=torch.tensor([[start, *ids[:-1]]])
+        ).logits[0]
+    chosen = logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)]
+    return float(chosen.sum()) / len(ids) ** alpha
+
+
+def compare_searches(
+    model: Any, folder: Path, translator: Translator, *, alpha: float, **asked: Any
+) -> tuple[int, int, int]:
+    """How many sentences there are, are equal, and are explained.
+
+    Two things set the searches apart. At the length limit `generate` gives the end
+    token for nothing, and we count it. And unless early_stopping is "never", it stops
+    before every hope is lost. In both cases ours must score higher, the end counted.
+    """
+    tokenizer = transformers.MarianTokenizer.from_pretrained(folder)
+    sources, beams = phrases(), asked["num_beams"]
+    found = translator.translate(sources, search=our_search(beams, alpha))
+    ids, scores = generated(model, tokenizer, sources, **asked)
+    exact = asked.get("early_stopping") == "never" or beams == 1
+    equal = explained = 0
+    for source, ours, wanted, score in zip(sources, found, ids, scores, strict=True):
+        at_limit = beams > 1 and max(len(wanted), len(ours.tokens)) == LIMIT
+        if tuple(tokenizer.convert_ids_to_tokens(wanted)) == ours.tokens:
+            equal += 1
+            if beams > 1 and not at_limit:
+                assert ours.score == pytest.approx(score, rel=1e-4, abs=1e-5)
+        else:
+            assert at_limit or not exact, source
+            counted = score_of(model, tokenizer, source, wanted, alpha)
+            assert ours.score >= counted - 1e-5
+            explained += 1
+    assert len({ours.tokens for ours in found}) >= 3
+    print(f"{equal} of {len(sources)} sentences equal, {explained} explained")
+    return len(sources), equal, explained
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
-def test_search_gives_the_tokens_of_generate(tmp_path, beams, alpha, seed):
+@pytest.mark.parametrize("early_stopping", ["never", False])
+def test_search_gives_the_tokens_of_generate(
+    tmp_path, beams, alpha, seed, early_stopping
+):
     """`never` is HF's search that goes on until no beam can become better: the exact
-    one. Pad is likely here, and banned. At the length limit HF gives the end token for
-    nothing and we count it, so sentences that reach it are left out."""
+    one. False is its default. Pad is likely here, and banned."""
+    if beams == 1 and early_stopping is False:
+        return
     model = folder_model(seed)
     with torch.no_grad():
         model.model.shared.weight[0] *= 0.2
@@ -194,43 +276,67 @@ def test_search_gives_the_tokens_of_generate(tmp_path, beams, alpha, seed):
     run = tmp_path / "run"
     words = ["import", "--from", "marian", str(tmp_path / "hf"), "--output", str(run)]
     assert main(words) == 0
-    translator = Translator.load(run)
-    words = " ".join(source for source, _ in SENTENCES).split()
-    sources = [" ".join(words[i : i + 1 + i % 7]) for i in range(len(words))]
-    search = SearchConfig(
-        method="beam" if beams > 1 else "greedy",
-        beam_size=beams,
-        alpha=alpha,
-        max_length_factor=0.0,
-        max_length_offset=LIMIT,
+    asked = {
+        "num_beams": beams,
+        "do_sample": False,
+        "length_penalty": alpha,
+        "early_stopping": early_stopping if beams > 1 else None,
+        "bad_words_ids": [[model.config.pad_token_id]],
+        "forced_eos_token_id": 0,
+    }
+    total, equal, explained = compare_searches(
+        model, tmp_path / "hf", Translator.load(run), alpha=alpha, **asked
     )
-    found = translator.translate(sources, search=search)
-    tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path / "hf")
-    encoded = tokenizer(sources, return_tensors="pt", padding=True)
-    generated = model.generate(
-        **encoded,
+    assert equal + explained == total
+    assert equal >= total // 2
+
+
+@pytest.mark.parametrize("kind", ["marian", "ctranslate2"])
+@pytest.mark.parametrize("start", ["bos", "eos", "pad"])
+@pytest.mark.parametrize("beams", [1, 4])
+def test_generate_translates_with_a_run_of_ours_as_we_do(tmp_path, beams, start, kind):
+    """What is searched for, and what is banned, stands in generation_config.json."""
+    search = our_search(beams, 1.0)
+    run = own_run(
+        tmp_path / "run", search=search, decoder_start=start, output_bias=True
+    )
+    folder = tmp_path / "hf"
+    assert exported(run, folder, kind)["generation_config"]["num_beams"] == beams
+    model = transformers.MarianMTModel.from_pretrained(folder).eval()
+    total, equal, explained = compare_searches(
+        model,
+        folder,
+        Translator.load(run),
+        alpha=1.0,
         num_beams=beams,
-        do_sample=False,
-        length_penalty=alpha,
-        early_stopping="never" if beams > 1 else None,
-        max_new_tokens=LIMIT,
-        bad_words_ids=[[model.config.pad_token_id]],
-        forced_eos_token_id=0,
-        return_dict_in_generate=True,
-        output_scores=True,
+        **({"early_stopping": "never"} if beams > 1 else {}),
     )
-    lengths, scores = [], []
-    for place, (row, ours) in enumerate(zip(generated.sequences, found, strict=True)):
-        wanted = [i for i in row[1:].tolist() if i != model.config.pad_token_id]
-        if max(len(wanted), len(ours.tokens)) < LIMIT or beams == 1:
-            assert tuple(tokenizer.convert_ids_to_tokens(wanted)) == ours.tokens
-            lengths.append(len(wanted))
-            if beams > 1:
-                scores.append((ours.score, float(generated.sequences_scores[place])))
-    assert len(lengths) >= 3
-    assert len(set(lengths)) >= 2
-    for ours, wanted in scores:
-        assert ours == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    assert equal + explained == total
+    assert equal >= total // 2
+
+
+@pytest.mark.parametrize("start", ["bos", "eos", "pad"])
+def test_logits_of_an_exported_run_of_ours_agree(tmp_path, start):
+    """Symbols have other numbers there, and logits other places."""
+    run = own_run(tmp_path / "run", decoder_start=start)
+    folder = tmp_path / "hf"
+    numbers = exported(run, folder)["vocab"]
+    model = transformers.MarianMTModel.from_pretrained(folder).eval()
+    ours = Translator.load(run)
+    size = ours.tokenizer.target_vocab_size
+    theirs = np.array([numbers[s] for s in ours.tokenizer.target_pieces(range(size))])
+    draw = np.random.default_rng(0)
+    inputs, targets = (draw.integers(4, size, (3, width)) for width in (7, 8))
+    inputs[1, 4:] = targets[2, 5:] = ours.tokenizer.pad_id
+    batch = padded_batch(
+        inputs.astype(np.int32), targets.astype(np.int32), ours.tokenizer.pad_id
+    )
+    first = getattr(ours.tokenizer, f"{start}_id")
+    fed = np.concatenate([np.full((3, 1), first), targets[:, :-1]], axis=1)
+    batch = batch._replace(decoder_inputs=fed.astype(np.int32))
+    found = our_logits(ours.model.config, ours.params, batch)
+    wanted = hf_logits(model, theirs[inputs], theirs[fed])[:, :, theirs]
+    assert largest_difference(found, wanted, batch) <= TOLERANCE
 
 
 def test_what_cannot_be_expressed_is_refused_with_the_list():

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 import tyro
 
 Library = Literal[
-    "marian", "torch", "annotated", "fairseq", "opennmt", "sockeye", "joeynmt"
+    "marian",
+    "ctranslate2",
+    "torch",
+    "annotated",
+    "fairseq",
+    "opennmt",
+    "sockeye",
+    "joeynmt",
 ]
 
 
@@ -16,7 +23,11 @@ class Args:
     """Write a run's weights as another library's model, with its tokenizer.
 
     What the other library cannot express exactly is refused, with the list of what
-    differs. CTranslate2 reads a Marian export with its own ct2-transformers-converter.
+    differs.
+
+    CTranslate2 has no format that others write: `--to ctranslate2` makes a Marian
+    folder for its own ct2-transformers-converter, which takes more for granted than
+    Marian does.
     """
 
     checkpoint: Path

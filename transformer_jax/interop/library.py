@@ -29,6 +29,7 @@ from transformer_jax.types import Params
 
 LIBRARIES = {
     "marian": "Hugging Face Marian, OPUS-MT",
+    "ctranslate2": "CTranslate2, by its converter of Marian models",
     "torch": "torch.nn.Transformer with embeddings and a generator",
     "annotated": "the Annotated Transformer",
     "fairseq": "fairseq transformer",
