@@ -4,8 +4,8 @@ python benchmarks/decode.py --checkpoint runs/m30k --source test.de \
     --reference test.en --output benchmarks/results/decode.json
 
 One trained run is exported through Hugging Face Marian, so that all decode with the
-same weights, and searches the same sentences, as pieces: no time goes into text. "Batch 32"
-is as many sentences as are searched side by side by one worker, sorted by length by
+same weights, and searches the same sentences, as pieces: no time goes into text. "Batch
+32" is as many sentences as are searched side by side by one worker, sorted by length by
 everyone. A batch of one is one call for each sentence: its time is a latency. Repeats
 are interleaved, and medians are kept; loading and compiling are timed apart.
 

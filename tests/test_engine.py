@@ -14,17 +14,18 @@ from transformer_jax.config import SearchConfig
 from transformer_jax.models.cache import init_cache
 from transformer_jax.models.functions import encode_memory, make_step_fn
 from transformer_jax.search.beam import beam_search
+from transformer_jax.search.constraints import banned_tokens
 from transformer_jax.search.greedy import greedy_search
 from transformer_jax.search.result import SearchResult
 from transformer_jax.testing import tiny_model
-from transformer_jax.translation import engine
+from transformer_jax.translation import engine, slots
 from transformer_jax.translation.engine import (
     Decoder,
-    SearchPlan,
     Sentence,
     decode_side_by_side,
 )
 from transformer_jax.translation.planning import GROUP_LENGTHS, plan_groups
+from transformer_jax.translation.slots import SearchPlan
 
 LENGTHS = (3, 9, 1, 12, 5, 7, 2, 11, 4, 8, 6, 10, 3, 5, 9, 2, 7)
 GREEDY = SearchConfig(method="greedy")
@@ -41,12 +42,12 @@ def make_sentences(lengths=LENGTHS) -> list[Sentence]:
     ]
 
 
-def make_decoder(search: SearchConfig, *, slots=4, seed=0, device=None) -> Decoder:
+def make_decoder(search: SearchConfig, *, width=4, seed=0, device=None) -> Decoder:
     model, params = tiny_model(seed, norm_position="pre", output_bias=True)
     params["output"]["bias"] = params["output"]["bias"].at[EOS].add(-1.0)
     plan = SearchPlan(search, MAX_LENGTH, START, EOS, banned=(0, START))
     params = jax.device_put(params, device) if device else params
-    return Decoder(model, params, plan, slots=slots, length=16)
+    return Decoder(model, params, plan, slots=width, length=16)
 
 
 def found_by(decoder, sentences) -> list[SearchResult]:
@@ -72,7 +73,7 @@ def test_equals_searching_one_sentence_after_the_other(search):
             "max_length": MAX_LENGTH,
             "max_lengths": jnp.array([2 * len(inputs) + 9]),
             "eos_id": EOS,
-            "constraints": (engine.banned_tokens(decoder.plan.banned),),
+            "constraints": (banned_tokens(decoder.plan.banned),),
         }
         if search.method == "greedy":
             return greedy_search(step_fn, cache, memory, **options)
@@ -100,11 +101,20 @@ def test_neighbours_and_places_change_no_bit(search):
 
 def test_the_cache_grows_with_its_sentences(monkeypatch):
     short = found_by(make_decoder(GREEDY), make_sentences())
-    monkeypatch.setattr(engine, "FIRST_CACHE", 2)
+    lengths = [2]
+
+    def move(*args, length):
+        lengths.append(length)
+        return slots.move(*args, length=length)
+
+    monkeypatch.setattr(engine, "move", move)
+    for module in (engine, slots):
+        monkeypatch.setattr(module, "FIRST_CACHE", 2)
     decoder = make_decoder(SearchConfig(method="greedy", alpha=0.5))
     assert decoder.state.beams.cache.ancestors.shape[1] == 2
     grown = found_by(decoder, make_sentences())
-    assert decoder.state.beams.cache.ancestors.shape[1] > 12
+    assert max(lengths) > 12
+    assert min(np.diff(lengths)) < 0 < max(np.diff(lengths))
     for one, other in zip(grown, short, strict=True):
         chex.assert_trees_all_equal(one.tokens, other.tokens)
 
@@ -117,13 +127,13 @@ def compiled(function: Any) -> int:
 @METHODS
 def test_each_shape_is_compiled_once(search):
     search = SearchConfig(**{**vars(search), "alpha": 0.77})  # not compiled before
-    before = compiled(engine.advance), compiled(engine.refill)
+    before = compiled(slots.advance), compiled(slots.refill)
     found_by(make_decoder(search), make_sentences())
     # Another model of the same kind, as at the next evaluation of a training.
     found_by(make_decoder(search, seed=1), make_sentences())
     caches, sources = 2, 2
-    assert compiled(engine.advance) - before[0] <= caches
-    assert compiled(engine.refill) - before[1] <= sources
+    assert compiled(slots.advance) - before[0] <= caches
+    assert compiled(slots.refill) - before[1] <= sources
 
 
 @METHODS
@@ -178,3 +188,17 @@ def test_a_plan_is_no_longer_and_no_wider_than_it_may_be():
     assert (group.slots, group.length) == (1, 10)
     groups = plan_groups([5] * 30 + [40], positions=4096, longest=64, max_slots=4)
     assert [(len(group.indices), group.slots) for group in groups] == [(4, 4), (27, 4)]
+
+
+@METHODS
+def test_the_last_sentences_move_into_fewer_slots(search, monkeypatch):
+    sentences = make_sentences(LENGTHS * 2)
+    expected = found_by(make_decoder(search), sentences)
+    monkeypatch.setattr(engine, "FEWEST_TO_MOVE", 8)
+    decoder = make_decoder(search, width=16)
+    for _ in range(2):
+        found = found_by(decoder, sentences)
+        assert len(decoder.sentences) < 16
+        for one, other in zip(found, expected, strict=True):
+            chex.assert_trees_all_equal(one.tokens, other.tokens)
+            chex.assert_trees_all_close(one, other, atol=1e-4)

@@ -61,17 +61,21 @@ def init_cache(
     )
 
 
-def longer_cache(cache: DecoderCache, max_length: int) -> DecoderCache:
-    """The same cache with room for `max_length` tokens a row."""
+def moved_cache(cache: DecoderCache, sentences: Array, max_length: int) -> DecoderCache:
+    """The cache of the `sentences` [B'] alone, with room for `max_length` tokens."""
     length = cache.ancestors.shape[1]
-    sentences, heads, _, head_size = cache.layers[0].key.shape
+    old, heads, places, head_size = cache.layers[0].key.shape
     more = max_length - length
 
-    def extend(x: Array) -> Array:
-        x = x.reshape(sentences, heads, -1, length, head_size)
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0)))
-        return x.reshape(sentences, heads, -1, head_size)
+    def move(x: Array) -> Array:
+        x = x[sentences].reshape(-1, heads, places // length, length, head_size)
+        x = x[..., :max_length, :]
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, max(more, 0)), (0, 0)))
+        return x.reshape(x.shape[0], heads, -1, head_size)
 
-    layers = tuple(KeyValue(extend(kv.key), extend(kv.value)) for kv in cache.layers)
-    ancestors = jnp.pad(cache.ancestors, ((0, 0), (0, more)))
-    return DecoderCache(layers, ancestors)
+    ancestors = cache.ancestors.reshape(old, -1, length)[sentences]
+    ancestors = ancestors.reshape(-1, length)[:, :max_length]
+    return DecoderCache(
+        layers=tuple(KeyValue(move(kv.key), move(kv.value)) for kv in cache.layers),
+        ancestors=jnp.pad(ancestors, ((0, 0), (0, max(more, 0)))),
+    )

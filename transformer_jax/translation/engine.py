@@ -1,11 +1,9 @@
 """Continuous batching: new sentences take the places of those that are done.
 
-A device has B slots with one sentence each. `advance` adds tokens to all of them until
-enough are done, and `refill` encodes new sentences into free slots. Both are compiled
-once for each shape, and work in place: only what is new is written.
+A device has B slots with one sentence each. It adds tokens to all of them until enough
+are done; then new sentences are encoded into the free slots, and so on.
 """
 
-import functools
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,47 +11,25 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.config import SearchConfig
-from transformer_jax.models.cache import init_cache, longer_cache
-from transformer_jax.models.functions import encode_memory, make_step_fn
-from transformer_jax.models.layers import Memory
 from transformer_jax.models.transformer import Transformer
-from transformer_jax.search.beam import advance_beams
-from transformer_jax.search.beams import (
-    Advance,
-    Beams,
-    alive,
-    first_beams,
-    make_job,
-    replace_sentences,
-    search_while,
-)
-from transformer_jax.search.constraints import banned_tokens
-from transformer_jax.search.greedy import advance_greedily
-from transformer_jax.search.result import SearchResult, penalty_table
+from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
-from transformer_jax.types import Array, Params
+from transformer_jax.translation.slots import (
+    FIRST_CACHE,
+    Report,
+    SearchPlan,
+    Slots,
+    advance,
+    empty_slots,
+    move,
+    refill,
+)
+from transformer_jax.types import Params
 
-FIRST_CACHE = 32
-"""Target tokens that the cache has room for at first; it doubles when need be."""
-
-
-class SearchPlan(NamedTuple):
-    """What a compiled search is made for, apart from array shapes."""
-
-    search: SearchConfig
-    max_length: int
-    start_id: int
-    eos_id: int
-    banned: tuple[int, ...]
-
-    @property
-    def beams(self) -> int:
-        """K."""
-        return self.search.beam_size if self.search.method == "beam" else 1
+FEWEST_TO_MOVE = 32
+"""As many slots move together when most of them are empty."""
 
 
 class Sentence(NamedTuple):
@@ -75,23 +51,6 @@ class Found(NamedTuple):
     """On the host, without the axis B."""
 
 
-class Slots(NamedTuple):
-    """What a device holds of its sentences."""
-
-    beams: Beams
-    memory: Memory
-
-
-class Report(NamedTuple):
-    """What the host needs to know of the slots."""
-
-    alive: Array
-    """[B]: sentences that are not done."""
-    full: Array
-    """[]: whether one of them needs a longer cache."""
-    finished: SearchResult
-
-
 class Decoder:
     """The slots of one device and the sentences in them."""
 
@@ -109,6 +68,7 @@ class Decoder:
         self.model, self.params, self.plan, self.length = model, params, plan, length
         self.at_once = max(1, slots // 8)
         """P: sentences that are encoded together, and wait for as many free slots."""
+        self.slots = slots
         self.sentences: list[Sentence | None] = [None] * slots
         self.state = self._empty()
 
@@ -117,18 +77,20 @@ class Decoder:
 
         While some are handed out, the device goes on with the others.
         """
-        if any(self.sentences):  # of an earlier run that was not read to its end
-            self.sentences = [None] * len(self.sentences)
+        # An earlier run moved together at its end, or was not read to its end.
+        if len(self.sentences) < self.slots or any(self.sentences):
+            self.sentences = [None] * self.slots
             self.state = self._empty()
         done: list[Found] = []
         while True:
             self._fill(queue)
             if not any(self.sentences):
                 break
-            enough = len(self.sentences) - self.at_once if queue else 0
-            report = self._advance(enough)
+            report = self._advance(self._enough(bool(queue)))
             yield from done
-            done = self._take_done(jax.device_get(report))
+            report = jax.device_get(report)
+            done = self._take_done(report)
+            self._fit(int(report.longest), bool(queue))
         yield from done
 
     def _empty(self) -> Slots:
@@ -136,9 +98,38 @@ class Decoder:
             self.params,
             model=self.model,
             plan=self.plan,
-            slots=len(self.sentences),
+            slots=self.slots,
             length=self.length,
         )
+
+    def _enough(self, waiting: bool) -> int:
+        """Sentences that may be alive when the device comes back."""
+        slots = len(self.sentences)
+        if waiting:
+            return slots - self.at_once
+        return slots // 4 if slots >= FEWEST_TO_MOVE else 0
+
+    def _fit(self, longest: int, waiting: bool) -> None:
+        """Makes the cache as long as its sentences need, and moves the last ones into
+        fewer slots."""
+        room = self.state.beams.cache.ancestors.shape[1]
+        length = room
+        if longest >= room:
+            length = min(2 * room, self.plan.max_length)
+        elif room // 2 >= FIRST_CACHE and longest < 3 * room // 8:
+            length = room // 2
+        running = [i for i, each in enumerate(self.sentences) if each is not None]
+        slots = len(self.sentences)
+        few = not waiting and slots >= FEWEST_TO_MOVE and len(running) <= slots // 4
+        if few and running:
+            free = [i for i, each in enumerate(self.sentences) if each is None]
+            kept = (running + free)[: slots // 4]
+            self.sentences = [self.sentences[i] for i in kept]
+            self.state = move(self.state, np.array(kept, np.int32), length=length)
+        elif length != room:
+            self.state = move(
+                self.state, np.arange(slots, dtype=np.int32), length=length
+            )
 
     def _fill(self, queue: deque[Sentence]) -> None:
         free = [slot for slot, each in enumerate(self.sentences) if each is None]
@@ -168,9 +159,6 @@ class Decoder:
         return report
 
     def _take_done(self, report: Report) -> list[Found]:
-        if report.full:
-            length = self.state.beams.cache.ancestors.shape[1]
-            self.state = grow(self.state, length=min(2 * length, self.plan.max_length))
         done = []
         for slot, sentence in enumerate(self.sentences):
             if sentence is not None and not report.alive[slot]:
@@ -194,126 +182,6 @@ def stacked(
         segment_ids[row, : len(sentence.inputs)] = 1
         max_lengths[row] = sentence.max_length
     return inputs, segment_ids, max_lengths
-
-
-@functools.partial(jax.jit, static_argnames=("model", "plan", "slots", "length"))
-def empty_slots(
-    params: Params, *, model: Transformer, plan: SearchPlan, slots: int, length: int
-) -> Slots:
-    """B free slots for sources of up to S = `length` tokens."""
-    ids = jax.ShapeDtypeStruct((slots, length), jnp.int32)
-    encode = functools.partial(encode_memory, model)
-    memory = jax.eval_shape(encode, params, ids, ids)
-    cache = init_cache(
-        model.config, slots, min(FIRST_CACHE, plan.max_length), beams=plan.beams
-    )
-    nothing = jnp.zeros((slots,), jnp.int32)
-    return Slots(
-        beams=_first_beams(plan, nothing)._replace(cache=cache),
-        memory=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory),
-    )
-
-
-@functools.partial(
-    jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",)
-)
-def refill(
-    params: Params,
-    state: Slots,
-    slots: Array,
-    inputs: Array,
-    segment_ids: Array,
-    max_lengths: Array,
-    *,
-    model: Transformer,
-    plan: SearchPlan,
-) -> Slots:
-    """Encodes P sentences, inputs and segment ids [P, S], into `slots` [P].
-
-    The cache stays as it is: a sentence begins at position 0, and never reads what it
-    has not written.
-    """
-    memory = encode_memory(model, params, inputs, segment_ids)
-    memory = jax.tree.map(_padded_like, memory, state.memory)
-    cache = state.beams.cache
-    beams = replace_sentences(
-        state.beams._replace(cache=None), _first_beams(plan, max_lengths), slots
-    )
-    return Slots(
-        beams=beams._replace(cache=cache),
-        memory=replace_sentences(state.memory, memory, slots),
-    )
-
-
-@functools.partial(
-    jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",)
-)
-def advance(
-    params: Params,
-    state: Slots,
-    enough: Array,
-    *,
-    model: Transformer,
-    plan: SearchPlan,
-) -> tuple[Slots, Report]:
-    """Searches on until no more than `enough` sentences are alive, or the cache is too
-    short for one of them."""
-    room = state.beams.cache.ancestors.shape[1]
-
-    def full(beams: Beams) -> Array:
-        return jnp.any(alive(beams) & (beams.lengths >= room))
-
-    def going_on(beams: Beams) -> Array:
-        return (alive(beams).sum() > enough) & ~full(beams)
-
-    beams = search_while(
-        going_on,
-        make_step_fn(model, params),
-        state.memory,
-        state.beams,
-        method_of(plan),
-    )
-    report = Report(alive(beams), full(beams), beams.finished)
-    return state._replace(beams=beams), report
-
-
-@functools.partial(jax.jit, static_argnames=("length",))
-def grow(state: Slots, *, length: int) -> Slots:
-    """The same slots with room for `length` target tokens in the cache."""
-    cache = longer_cache(state.beams.cache, length)
-    return state._replace(beams=state.beams._replace(cache=cache))
-
-
-def method_of(plan: SearchPlan) -> Advance:
-    """How the settings search: logits and beams → beams."""
-    search = plan.search
-    method = functools.partial(
-        advance_greedily if search.method == "greedy" else advance_beams,
-        eos_id=plan.eos_id,
-        penalties=penalty_table(search.length_penalty, search.alpha, plan.max_length),
-        constraints=(banned_tokens(plan.banned),) if plan.banned else (),
-    )
-    if search.method == "beam":
-        method = functools.partial(method, stop=search.stop)
-    return method
-
-
-def _first_beams(plan: SearchPlan, max_lengths: Array) -> Beams:
-    """Beams, without cache, of as many sentences as there are limits."""
-    start = jnp.full((max_lengths.shape[0], 1), plan.start_id, jnp.int32)
-    return first_beams(
-        make_job(start, max_lengths, max_length=plan.max_length),
-        None,
-        beam_size=plan.beams,
-        n_best=plan.search.n_best,
-        max_length=plan.max_length,
-    )
-
-
-def _padded_like(x: Array, whole: Array) -> Array:
-    """Zeros behind x, up to the other's size on every axis but the first."""
-    more = zip(x.shape[1:], whole.shape[1:], strict=True)
-    return jnp.pad(x, [(0, 0), *((0, large - small) for small, large in more)])
 
 
 def _take(queue: deque[Sentence], count: int) -> list[Sentence]:

@@ -23,11 +23,11 @@ from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.engine import (
     Decoder,
     Found,
-    SearchPlan,
     Sentence,
     decode_side_by_side,
 )
 from transformer_jax.translation.planning import plan_groups
+from transformer_jax.translation.slots import SearchPlan
 from transformer_jax.types import Params
 
 MAX_SOURCE_TOKENS = 1024
