@@ -350,7 +350,10 @@ def test_generate_is_asked_for_our_search(tmp_path, caplog):
     files = exported(own_run(tmp_path / "run", search=search), tmp_path / "there")
     asked = files["generation_config"]
     assert (asked["num_beams"], asked["length_penalty"]) == (3, 0.0)
-    assert asked["early_stopping"] == "never"
+    assert asked["early_stopping"] is True
+    exact = dataclasses.replace(search, stop="bound")
+    files = exported(own_run(tmp_path / "exact", search=exact), tmp_path / "bound")
+    assert files["generation_config"]["early_stopping"] == "never"
     gnmt = dataclasses.replace(search, length_penalty="gnmt")
     with caplog.at_level(logging.WARNING):
         exported(own_run(tmp_path / "gnmt", search=gnmt), tmp_path / "other")
@@ -461,12 +464,13 @@ def test_positions_of_another_shape_are_named(shape):
 
 def test_what_generate_would_do_besides_is_said(tmp_path, caplog):
     write_folder(tmp_path / "hf")
-    asked = {"no_repeat_ngram_size": 3, "do_sample": False, "early_stopping": True}
+    asked = {"no_repeat_ngram_size": 3, "do_sample": True, "early_stopping": True}
     change(tmp_path / "hf" / "generation_config.json", **asked)
     with caplog.at_level(logging.WARNING):
         marian.read(tmp_path / "hf")
     assert "no_repeat_ngram_size = 3" in caplog.text
-    assert "early_stopping = True" in caplog.text
+    assert "do_sample = True" in caplog.text
+    assert "early_stopping" not in caplog.text
     assert "do_sample" not in caplog.text
 
 

@@ -190,6 +190,7 @@ def our_search(beams: int, alpha: float) -> SearchConfig:
         method="beam" if beams > 1 else "greedy",
         beam_size=beams,
         alpha=alpha,
+        stop="bound",
         max_length_factor=0.0,
         max_length_offset=LIMIT,
     )

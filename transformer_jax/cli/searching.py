@@ -19,6 +19,10 @@ class SearchOptions:
     ((5 + length) / 6)^alpha. none: nothing."""
     alpha: float | None = None
     """Exponent of the length penalty."""
+    stop: Literal["first", "beams", "bound"] | None = None
+    """When beam search is done with a sentence. beams: as many translations as beams
+    have ended. first: as many as are wanted have. bound: none that is still going on
+    could beat them; slower, never worse in score."""
     max_length_factor: float | None = None
     """A translation has at most factor * source pieces + offset pieces."""
     max_length_offset: int | None = None

@@ -61,20 +61,33 @@ class Args:
     --n-best also hypotheses, a list of such objects."""
     search: Annotated[SearchOptions, tyro.conf.arg(name="")] = AS_TRAINED
     batch_tokens: int | None = None
-    """Source pieces translated together, padding and beams counted."""
+    """Source pieces that a device searches side by side, padding and beams counted."""
+    batch_size: int | None = None
+    """Lines that a device searches side by side, at most. Default: as --batch-tokens
+    says."""
+    devices: int | None = None
+    """Devices that work side by side. Default: all; of a CPU, one for each core, up to
+    eight."""
     progress: bool = True
     """A progress bar on stderr, when --input is given."""
 
 
 def run(args: Args) -> int:
     """Translates; warns on stderr."""
-    check_at_least_one(n_best=args.n_best, batch_tokens=args.batch_tokens)
+    check_at_least_one(
+        n_best=args.n_best,
+        batch_tokens=args.batch_tokens,
+        batch_size=args.batch_size,
+        devices=args.devices,
+    )
     if args.input is not None:
         check_readable(args.input)
     check_output(args.output, read=(args.input or Path("/dev/stdin"),))
+    from transformer_jax.parallel import devices_side_by_side
     from transformer_jax.translation.translator import BATCH_TOKENS, Translator
 
-    translator = Translator.load(args.checkpoint, step=args.step)
+    devices = devices_side_by_side(args.devices)
+    translator = Translator.load(args.checkpoint, step=args.step, devices=devices)
     search = chosen_search(translator.search, args.search, n_best=args.n_best)
     several = search.n_best > 1
     done, damaged = 0, []
@@ -84,6 +97,7 @@ def run(args: Args) -> int:
                 chunk.lines,
                 search=search,
                 batch_tokens=args.batch_tokens or BATCH_TOKENS,
+                batch_size=args.batch_size,
                 progress=bar.update,
                 first_line=done + 1,
             )
