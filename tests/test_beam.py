@@ -108,22 +108,22 @@ def search(
 ) -> SearchResult:
     """Beam search, compiled; greedy search without beams."""
     sentences, length = table.shape[:2]
-    rest = {
+    options: dict[str, Any] = {
         "prefix": jnp.full((sentences, 1), START),
         "max_length": length,
         "eos_id": EOS,
         "length_penalty": kind,
         "alpha": alpha,
-    } | rest
-    if beam_size:
-        rest = {"stop": "bound"} | rest
+    }
+    options |= ({"stop": "bound"} if beam_size else {}) | rest
 
     @jax.jit
     def run(memory):
         cache = empty_cache(sentences * max(beam_size, 1))
         if not beam_size:
-            return greedy_search(step, cache, memory, **rest)
-        return beam_search(step, cache, memory, beam_size=beam_size, n_best=n, **rest)
+            return greedy_search(step, cache, memory, **options)
+        options.update(beam_size=beam_size, n_best=n)
+        return beam_search(step, cache, memory, **options)
 
     return jax.device_get(run(jnp.asarray(table)))
 

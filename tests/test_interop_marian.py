@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -233,15 +232,14 @@ def test_a_run_of_our_own_comes_back_and_translates_as_before(tmp_path):
         assert one.score == pytest.approx(other.score, abs=1e-4)
 
 
-def test_who_exports_for_marian_is_told_what_ctranslate2_would_do(tmp_path, caplog):
+def test_who_exports_for_marian_is_told_what_ctranslate2_would_do(tmp_path, capsys):
     run = own_run(tmp_path / "run")
-    with caplog.at_level(logging.WARNING):
-        exported(run, tmp_path / "there")
-        assert "export --to ctranslate2" in caplog.text
-        assert "starts from the embedding of bos" in caplog.text
-        caplog.clear()
-        exported(run, tmp_path / "for_ct2", "ctranslate2")
-        assert not caplog.text
+    exported(run, tmp_path / "there")
+    said = capsys.readouterr().err
+    assert "export --to ctranslate2" in said
+    assert "starts from the embedding of bos" in said
+    exported(run, tmp_path / "for_ct2", "ctranslate2")
+    assert not capsys.readouterr().err
 
 
 def test_a_folder_for_ctranslate2_starts_from_zeros_and_a_first_position(tmp_path):
@@ -264,7 +262,7 @@ def test_a_folder_for_ctranslate2_starts_from_zeros_and_a_first_position(tmp_pat
     assert np.count_nonzero(state["final_logits_bias"]) == 1
 
 
-def test_a_zero_start_needs_no_folder_of_its_own(tmp_path, caplog):
+def test_a_zero_start_needs_no_folder_of_its_own(tmp_path, capsys):
     write_folder(tmp_path / "hf")
     file = tmp_path / "hf" / "model.safetensors"
     state = read_tensors(file)
@@ -272,11 +270,10 @@ def test_a_zero_start_needs_no_folder_of_its_own(tmp_path, caplog):
     write_tensors(file, state)
     words = ["import", "--from", "marian", str(tmp_path / "hf")]
     assert main([*words, "--output", str(tmp_path / "run")]) == 0
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        one = exported(tmp_path / "run", tmp_path / "one")
-        other = exported(tmp_path / "run", tmp_path / "other", "ctranslate2")
-    assert not caplog.text
+    capsys.readouterr()
+    one = exported(tmp_path / "run", tmp_path / "one")
+    other = exported(tmp_path / "run", tmp_path / "other", "ctranslate2")
+    assert not capsys.readouterr().err
     assert one == other
     weights = "model.safetensors"
     first = (tmp_path / "one" / weights).read_bytes()
@@ -304,7 +301,8 @@ def test_two_vocabularies_and_imports_are_no_matter_of_ctranslate2(tmp_path, cap
 
 def test_rows_without_a_symbol_are_named_and_symbols_without_a_row_refused(tmp_path):
     size = tiny_tokenizer().source_vocab_size
-    rows = {"source_vocab_size": size + 8, "target_vocab_size": size + 8}
+    rows: dict[str, Any] = {"source_vocab_size": size + 8}
+    rows["target_vocab_size"] = size + 8
     files = exported(own_run(tmp_path / "run", **rows), tmp_path / "there")
     assert sorted(files["vocab"].values()) == list(range(size + 8))
     assert files["vocab"]["<pad>"] == size + 7
@@ -345,7 +343,7 @@ def test_the_number_of_positions_comes_back(tmp_path):
     assert files["generation_config"]["max_length"] == 77
 
 
-def test_generate_is_asked_for_our_search(tmp_path, caplog):
+def test_generate_is_asked_for_our_search(tmp_path, capsys):
     search = SearchConfig(method="beam", beam_size=3, length_penalty="none")
     files = exported(own_run(tmp_path / "run", search=search), tmp_path / "there")
     asked = files["generation_config"]
@@ -355,145 +353,11 @@ def test_generate_is_asked_for_our_search(tmp_path, caplog):
     files = exported(own_run(tmp_path / "exact", search=exact), tmp_path / "bound")
     assert files["generation_config"]["early_stopping"] == "never"
     gnmt = dataclasses.replace(search, length_penalty="gnmt")
-    with caplog.at_level(logging.WARNING):
-        exported(own_run(tmp_path / "gnmt", search=gnmt), tmp_path / "other")
-    assert "which `generate` cannot do" in caplog.text
+    exported(own_run(tmp_path / "gnmt", search=gnmt), tmp_path / "other")
+    assert "which `generate` cannot do" in capsys.readouterr().err
 
 
 def change(file: Path, **entries: Any) -> None:
     """Writes entries of a JSON object anew."""
     there = json.loads(file.read_text("utf-8")) if file.exists() else {}
     file.write_text(json.dumps({**there, **entries}))
-
-
-DAMAGES: dict[str, tuple[str, Any, str]] = {
-    "config_is_a_list": ("config.json", [], "config.json holds a JSON list"),
-    "generation_is_a_list": ("generation_config.json", [1], "holds a JSON list"),
-    "vocab_is_a_list": ("vocab.json", ["</s>"], "vocab.json holds a JSON list"),
-    "number_is_text": ("vocab.json", {"<unk>": "1"}, "as '1', which is no whole"),
-    "number_is_too_large": ("vocab.json", {"<unk>": 10**9}, "do not belong together"),
-    "two_with_one_number": ("vocab.json", {"<unk>": 0}, "the number 0 to both"),
-    "end_is_another": (
-        "generation_config.json",
-        {"eos_token_id": 5},
-        "eos_token_id is 0 there and 5 here",
-    ),
-    "pad_is_null": ("config.json", {"pad_token_id": None}, "pad_token_id is None"),
-    "start_is_null": (
-        "config.json",
-        {"decoder_start_token_id": None},
-        "decoder_start_token_id is None, and must be a whole number",
-    ),
-    "width_is_text": ("config.json", {"d_model": "16"}, "d_model is '16', and must"),
-    "switch_is_text": ("config.json", {"scale_embedding": "no"}, "must be true or fal"),
-    "starts_differ": (
-        "generation_config.json",
-        {"decoder_start_token_id": 0},
-        "decoder_start_token_id is .* there and 0 here",
-    ),
-    "bans_words": (
-        "generation_config.json",
-        {"bad_words_ids": [[7], [8, 9]]},
-        r"bans \[\[7\], \[8, 9\]\]",
-    ),
-    "bans_nonsense": (
-        "generation_config.json",
-        {"bad_words_ids": "pad"},
-        "must be a list of lists of ids",
-    ),
-    "rewards_are_negative": (
-        "generation_config.json",
-        {"length_penalty": -1.0},
-        "length_penalty is -1.0, and must be",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_damaged_settings_are_one_clear_error(tmp_path, name, capsys):
-    file, value, message = DAMAGES[name]
-    write_folder(tmp_path / "hf")
-    if isinstance(value, dict):
-        change(tmp_path / "hf" / file, **value)
-    else:
-        (tmp_path / "hf" / file).write_text(json.dumps(value))
-    with pytest.raises(ValueError, match=message):
-        marian.read(tmp_path / "hf")
-
-
-@pytest.mark.parametrize("symbol", ["<unk>", "</s>", "<pad>"])
-def test_vocabularies_without_a_special_symbol_are_refused(tmp_path, symbol):
-    write_folder(tmp_path / "hf")
-    vocab = tmp_path / "hf" / "vocab.json"
-    numbers = json.loads(vocab.read_text("utf-8"))
-    del numbers[symbol]
-    vocab.write_text(json.dumps(numbers))
-    with pytest.raises(ValueError, match=f"{symbol} the number null"):
-        marian.read(tmp_path / "hf")
-
-
-def test_a_vocabulary_must_number_the_end_as_the_settings_do(tmp_path):
-    write_folder(tmp_path / "hf")
-    vocab = tmp_path / "hf" / "vocab.json"
-    numbers = json.loads(vocab.read_text("utf-8"))
-    numbers |= {"</s>": numbers["<unk>"], "<unk>": numbers["</s>"]}
-    vocab.write_text(json.dumps(numbers))
-    with pytest.raises(ValueError, match=r"</s> the number 1, and config.json says 0"):
-        marian.read(tmp_path / "hf")
-
-
-@pytest.mark.parametrize("side", ["source", "target"])
-def test_damaged_sentencepiece_models_are_named(tmp_path, side):
-    write_folder(tmp_path / "hf")
-    file = tmp_path / "hf" / f"{side}.spm"
-    file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match=rf"{side}\.spm is no SentencePiece model"):
-        marian.read(tmp_path / "hf")
-
-
-@pytest.mark.parametrize("shape", [(16,), (8, 12), (2, 8, 16)])
-def test_positions_of_another_shape_are_named(shape):
-    model, params = tiny_model(
-        norm_position="post", sinusoid_layout="halves_paper", output_bias=True
-    )
-    settings, state = export_state("marian", model.config, params)
-    state["model.encoder.embed_positions.weight"] = np.zeros(shape, np.float32)
-    with pytest.raises(ValueError, match=r"embed_positions.* is not what the setti"):
-        import_state("marian", state, settings)
-
-
-def test_what_generate_would_do_besides_is_said(tmp_path, caplog):
-    write_folder(tmp_path / "hf")
-    asked = {"no_repeat_ngram_size": 3, "do_sample": True, "early_stopping": True}
-    change(tmp_path / "hf" / "generation_config.json", **asked)
-    with caplog.at_level(logging.WARNING):
-        marian.read(tmp_path / "hf")
-    assert "no_repeat_ngram_size = 3" in caplog.text
-    assert "do_sample = True" in caplog.text
-    assert "early_stopping" not in caplog.text
-    assert "do_sample" not in caplog.text
-
-
-def test_ids_that_only_generate_is_told_are_taken_from_there(tmp_path):
-    write_folder(tmp_path / "hf")
-    file = tmp_path / "hf" / "config.json"
-    there = json.loads(file.read_text())
-    del there["decoder_start_token_id"]
-    file.write_text(json.dumps(there))
-    found = marian.read(tmp_path / "hf")
-    assert marian.model_config(found.settings).decoder_start == "pad"
-
-
-def test_damaged_folders_are_named(tmp_path, capsys):
-    write_folder(tmp_path / "hf")
-    words = ["import", "--from", "marian", str(tmp_path / "hf")]
-    words += ["--output", str(tmp_path / "run")]
-    vocab = tmp_path / "hf" / "vocab.json"
-    text = vocab.read_text()
-    vocab.write_text(text[:-9])
-    assert main(words) == 1
-    assert "vocab.json is not valid JSON" in capsys.readouterr().err
-    vocab.unlink()
-    assert main(words) == 1
-    assert "has none of vocab.json" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
