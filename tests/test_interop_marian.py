@@ -188,6 +188,12 @@ def exported(run: Path, output: Path, kind: str = "marian") -> dict[str, Any]:
     }
 
 
+def change(file: Path, **entries: Any) -> None:
+    """Writes entries of a JSON object anew."""
+    there = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    file.write_text(json.dumps({**there, **entries}))
+
+
 @pytest.mark.parametrize("start", ["bos", "eos", "pad"])
 def test_padding_of_our_own_runs_becomes_the_last_symbol(tmp_path, start):
     """Each symbol keeps its embedding and its bias, whatever its number."""

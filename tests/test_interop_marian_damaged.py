@@ -1,8 +1,7 @@
-"""A Marian folder that is damaged, or asks for what we lack, is told so by name."""
+"""Marian folders that are damaged, or ask for what we lack: one clear message each."""
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,8 @@ from test_interop_marian import change, write_folder
 
 from transformer_jax.__main__ import main
 from transformer_jax.interop import marian
-from transformer_jax.interop.library import (
-    export_state,
-    import_state,
-)
+from transformer_jax.interop.library import export_state, import_state
 from transformer_jax.testing import tiny_model
-
-GOLDENS = Path(__file__).parent / "parity" / "goldens"
-
 
 DAMAGES: dict[str, tuple[str, Any, str]] = {
     "config_is_a_list": ("config.json", [], "config.json holds a JSON list"),
