@@ -361,9 +361,3 @@ def test_generate_is_asked_for_our_search(tmp_path, capsys):
     gnmt = dataclasses.replace(search, length_penalty="gnmt")
     exported(own_run(tmp_path / "gnmt", search=gnmt), tmp_path / "other")
     assert "which `generate` cannot do" in capsys.readouterr().err
-
-
-def change(file: Path, **entries: Any) -> None:
-    """Writes entries of a JSON object anew."""
-    there = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    file.write_text(json.dumps({**there, **entries}))
