@@ -39,5 +39,5 @@ def get_config() -> Config:
         evaluation=EvaluationConfig(
             search=SearchConfig(method="greedy"), tokenize="none"
         ),
-        search=SearchConfig(method="beam", beam_size=5),
+        search=SearchConfig(method="beam", beam_size=5, stop="bound"),
     )

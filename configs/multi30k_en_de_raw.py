@@ -34,5 +34,5 @@ def get_config() -> Config:
         train=TrainConfig(
             steps=20_000, checkpoint_every=250, evaluate_every=1000, log_every=50
         ),
-        search=SearchConfig(method="beam", beam_size=5),
+        search=SearchConfig(method="beam", beam_size=5, stop="bound"),
     )

@@ -19,7 +19,7 @@ from transformer_jax.models.masks import causal_mask, segment_mask
 
 def random_qkv(T=3, S=4, B=2, N=2, H=5):
     draw = np.random.default_rng(0)
-    shapes = ((B, T, N, H), (B, S, N, H), (B, S, N, H))
+    shapes = ((B, T, N, H), (B, N, S, H), (B, N, S, H))
     return tuple(jnp.asarray(draw.normal(size=s), jnp.float32) for s in shapes)
 
 
@@ -30,14 +30,14 @@ def test_attention_is_its_formula_written_with_loops():
     out, weights = dot_product_attention(q, k, v, jnp.asarray(mask))
     for b, t, n in np.ndindex(2, 3, 2):
         seen = [s for s in range(4) if mask[b, 0, t, s]]
-        scores = [float(q[b, t, n] @ k[b, s, n]) / math.sqrt(5) for s in seen]
+        scores = [float(q[b, t, n] @ k[b, n, s]) / math.sqrt(5) for s in seen]
         exp = np.exp(np.array(scores) - max(scores))
         expected = exp / exp.sum()
         chex.assert_trees_all_close(
             weights[b, n, t, np.array(seen)], expected, atol=1e-6
         )
         mixed = sum(
-            w * np.array(v[b, s, n]) for w, s in zip(expected, seen, strict=True)
+            w * np.array(v[b, n, s]) for w, s in zip(expected, seen, strict=True)
         )
         chex.assert_trees_all_close(out[b, t, n], mixed, atol=1e-6)
 
@@ -47,7 +47,9 @@ def test_attention_equals_that_of_jax():
     mask = jnp.asarray(np.random.default_rng(1).random((2, 1, 3, 4)) < 0.7)
     mask = mask.at[..., 0].set(True)
     with jax.numpy_rank_promotion("allow"):
-        expected = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        expected = jax.nn.dot_product_attention(
+            q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask
+        )
     chex.assert_trees_all_close(
         dot_product_attention(q, k, v, mask)[0], expected, atol=1e-5
     )
@@ -84,14 +86,14 @@ def test_packed_rows_attend_inside_their_sentence_and_backwards_only():
 
 
 def test_each_row_writes_the_cache_at_its_own_place():
-    empty = jnp.zeros((2, 4, 1, 1))
+    empty = jnp.zeros((2, 1, 4, 1))
     new = KeyValue(jnp.full((2, 1, 1, 1), 7.0), jnp.full((2, 1, 1, 1), 9.0))
     written = write_cache(KeyValue(empty, empty), new, jnp.array([[1], [3]]))
     chex.assert_trees_all_equal(
-        written.key[:, :, 0, 0], jnp.array([[0, 7, 0, 0], [0, 0, 0, 7]], jnp.float32)
+        written.key[:, 0, :, 0], jnp.array([[0, 7, 0, 0], [0, 0, 0, 7]], jnp.float32)
     )
     chex.assert_trees_all_equal(
-        written.value[:, :, 0, 0], jnp.array([[0, 9, 0, 0], [0, 0, 0, 9]], jnp.float32)
+        written.value[:, 0, :, 0], jnp.array([[0, 9, 0, 0], [0, 0, 0, 9]], jnp.float32)
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.search.beam import beam_search
+from transformer_jax.search.constraints import banned_tokens
 from transformer_jax.search.greedy import greedy_search
 from transformer_jax.search.result import SearchResult, penalty_table
 from transformer_jax.types import StepOutput
@@ -72,11 +73,15 @@ def brute_force(table, limit, *, kind, alpha, n, prefix=()) -> list[Hypothesis]:
     return sorted(found, key=lambda each: -each.score)[:n]
 
 
-def plain_beam(table, limit, *, kind, alpha, n, beam_size) -> list[Hypothesis]:
-    """The definition, written as a loop that never stops early."""
+def plain_beam(
+    table, limit, *, kind, alpha, n, beam_size, enough=10**6
+) -> list[Hypothesis]:
+    """The definition, written as a loop that stops when `enough` have ended."""
     penalties = penalty_table(kind, alpha, limit)
     live, ended = [((), 0.0)], []
     for place in range(limit):
+        if len(ended) >= enough:
+            break
         candidates = []
         for tokens, _ in live:
             for token in range(table.shape[-1]):
@@ -103,20 +108,22 @@ def search(
 ) -> SearchResult:
     """Beam search, compiled; greedy search without beams."""
     sentences, length = table.shape[:2]
-    rest = {
+    options: dict[str, Any] = {
         "prefix": jnp.full((sentences, 1), START),
         "max_length": length,
         "eos_id": EOS,
         "length_penalty": kind,
         "alpha": alpha,
-    } | rest
+    }
+    options |= ({"stop": "bound"} if beam_size else {}) | rest
 
     @jax.jit
     def run(memory):
         cache = empty_cache(sentences * max(beam_size, 1))
         if not beam_size:
-            return greedy_search(step, cache, memory, **rest)
-        return beam_search(step, cache, memory, beam_size=beam_size, n_best=n, **rest)
+            return greedy_search(step, cache, memory, **options)
+        options.update(beam_size=beam_size, n_best=n)
+        return beam_search(step, cache, memory, **options)
 
     return jax.device_get(run(jnp.asarray(table)))
 
@@ -176,6 +183,20 @@ def test_stopping_early_changes_nothing(beam_size, kind, alpha):
         )
         assert_is(found, sentence, expected)
         assert np.isneginf(found.scores[sentence, len(expected) :]).all()
+
+
+@pytest.mark.parametrize(("stop", "n"), [("beams", 2), ("beams", 4), ("first", 1)])
+def test_a_search_stops_when_enough_have_ended(stop, n):
+    table = random_table(17, sentences=6, length=7, vocab=5)
+    options: dict[str, Any] = {"kind": "average", "alpha": 1.0, "n": n, "beam_size": 4}
+    found = search(table, stop=stop, **options)
+    differ = False
+    for sentence in range(6):
+        enough = {"beams": 4, "first": n}[stop]
+        expected = plain_beam(table[sentence], 7, enough=enough, **options)
+        assert_is(found, sentence, expected)
+        differ |= expected != plain_beam(table[sentence], 7, **options)
+    assert differ
 
 
 def test_a_drawn_table_where_greedy_is_wrong():
@@ -300,7 +321,7 @@ def test_banned_tokens_are_passed_over_and_the_others_keep_their_probabilities(
     beam_size,
 ):
     table = random_table(8, sentences=4, length=4, vocab=4)
-    found = search(table, beam_size=beam_size, banned=(2,))
+    found = search(table, beam_size=beam_size, constraints=(banned_tokens((2,)),))
     assert (search(table, beam_size=beam_size).tokens == 2).any()
     for sentence in range(4):
         length = found.lengths[sentence, 0]

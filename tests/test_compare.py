@@ -8,12 +8,15 @@ import pytest
 
 from transformer_jax.__main__ import main
 from transformer_jax.analysis.compare import (
+    Difference,
     Ids,
     activations,
     differences,
     first_beyond,
+    ids_with_padding,
     places_of,
 )
+from transformer_jax.cli.compare import in_words
 from transformer_jax.config import SearchConfig
 from transformer_jax.interop.files import read_tensors, write_tensors
 from transformer_jax.models import Transformer
@@ -193,3 +196,34 @@ def test_a_file_without_ids_or_with_unknown_places(run, tmp_path, capsys):
     write_tensors(file, {**ids, "encoder_layer_9": np.zeros((1, 2, 16), np.float32)})
     assert run("--activations", str(file), sentences=False) == 1
     assert "has no encoder_layer_9" in capsys.readouterr().err
+
+
+WHOLE = np.array([[4, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "decoder_inputs", "message"),
+    [
+        (WHOLE * 0, WHOLE, "inputs holds nothing but 0, which is padding"),
+        (WHOLE[0], WHOLE, r"inputs is of shape \[3\]"),
+        (WHOLE, WHOLE[:, :0], r"decoder_inputs is of shape \[1, 0\]"),
+        (WHOLE, WHOLE[None], r"decoder_inputs is of shape \[1, 1, 3\]"),
+        (WHOLE, WHOLE.repeat(2, 0), "inputs has 1 rows and decoder_inputs 2"),
+        (WHOLE + 0.5, WHOLE, "inputs is of type float64"),
+        (WHOLE > 0, WHOLE, "inputs is of type bool"),
+        (WHOLE, WHOLE + 2**32, "decoder_inputs goes from 4294967296"),
+        (WHOLE - 1, WHOLE, "inputs goes from -1"),
+    ],
+)
+def test_ids_that_are_none_give_one_clear_error(inputs, decoder_inputs, message):
+    with pytest.raises(ValueError, match=f"^{message}") as refusal:
+        ids_with_padding(inputs, decoder_inputs, 0)
+    assert "\n" not in str(refusal.value)
+
+
+def test_places_that_only_one_has_are_a_difference():
+    facts = {"lacking": ["decoder_layer_2"], "first": None, "tolerance": 1e-4}
+    said = in_words([Difference("logits", 0.0, 0.0)], facts)
+    assert "the two differ: only one of them has decoder_layer_2" in said
+    assert "all of these agree" not in said
+    assert "the places of both agree within 0.0001" in said

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.models.functions import encode_memory, init_cache, make_step_fn
+from transformer_jax.models.cache import init_cache
+from transformer_jax.models.functions import encode_memory, make_step_fn
 from transformer_jax.search.greedy import greedy_search
 from transformer_jax.testing import tiny_batch, tiny_model
 from transformer_jax.types import StepOutput

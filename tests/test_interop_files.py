@@ -8,7 +8,6 @@ import pytest
 from transformer_jax.interop.files import (
     FileError,
     find_file,
-    flat,
     new_folder,
     read_json,
     read_tensors,
@@ -87,15 +86,55 @@ def test_the_first_of_several_names_is_found(tmp_path):
         find_file(tmp_path / "b", ["x"])
 
 
-def test_a_new_folder_never_overwrites(tmp_path):
-    folder = new_folder(tmp_path / "deep" / "new")
-    assert new_folder(folder) == folder  # still empty
-    (folder / "file").touch()
-    with pytest.raises(ValueError, match="exists already"):
-        new_folder(folder)
-    with pytest.raises(ValueError, match="exists already"):
-        new_folder(folder / "file")
+def test_a_new_folder_is_there_when_it_is_full_and_never_overwrites(tmp_path):
+    path = tmp_path / "deep" / "new"
+    with new_folder(path) as folder:
+        (folder / "file").touch()
+        assert not path.exists()
+    assert [each.name for each in path.iterdir()] == ["file"]
+    for taken in (path, path / "file"):
+        with pytest.raises(ValueError, match="exists already"), new_folder(taken):
+            pass
+    assert [each.name for each in path.parent.iterdir()] == ["new"]
 
 
-def test_names_of_nested_fields_are_joined():
-    assert dict(flat({"a": {"b": {"c": 1}}, "d": [2]})) == {"a.b.c": 1, "d": [2]}
+def test_of_a_folder_that_could_not_be_filled_nothing_stays(tmp_path):
+    (tmp_path / "empty").mkdir()
+
+    def fill_badly(path):
+        with new_folder(path) as folder:
+            (folder / "file").touch()
+            raise KeyError
+
+    for name in ("new", "empty"):
+        with pytest.raises(KeyError):
+            fill_badly(tmp_path / name)
+    assert [each.name for each in tmp_path.iterdir()] == ["empty"]
+    with new_folder(tmp_path / "empty") as folder:
+        (folder / "file").touch()
+    assert (tmp_path / "empty" / "file").is_file()
+
+
+@pytest.mark.parametrize("stored", ["F8_E4M3", "F8_E5M2", "C64"])
+def test_a_type_that_weights_do_not_have_is_named(tmp_path, stored):
+    size = 8 if stored == "C64" else 1
+    header = {"x": {"dtype": stored, "shape": [2], "data_offsets": [0, 2 * size]}}
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(2 * size)
+    (tmp_path / "it.safetensors").write_bytes(content)
+    with pytest.raises(FileError, match=rf"x is of type {stored}.*save it as float32"):
+        read_tensors(tmp_path / "it.safetensors")
+
+
+def test_arrays_are_views_of_one_reading_of_the_file(tmp_path):
+    """So that a model is in memory once."""
+    state = {"a": np.ones((3, 4), np.float32), "b": np.zeros(5, np.int64)}
+    write_tensors(tmp_path / "it.safetensors", state)
+    found = read_tensors(tmp_path / "it.safetensors")
+
+    def owner(x):
+        return x if x.base is None else owner(x.base)
+
+    assert owner(found["a"]) is owner(found["b"])
+    assert owner(found["a"]).nbytes == sum(x.nbytes for x in state.values())
+    assert found["a"].flags.writeable

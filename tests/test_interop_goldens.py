@@ -136,6 +136,23 @@ def test_every_bit_of_a_golden_comes_back(name):
     assert import_state(kind, exported, new_settings)[0] == config
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSED])
+def test_a_golden_comes_back_in_its_own_words_and_shapes(name):
+    """What our settings do not say, as the size of a table of sinusoids, is kept."""
+    kind, _, state, settings, _ = golden(name)
+    config, params = import_state(kind, state, settings)
+    shapes = library(kind).table(config, settings).derived_shapes(state)
+    imported = {"settings": settings, "shapes": shapes}
+    words, exported = export_state(kind, config, params, imported=imported)
+    assert {key: x.shape for key, x in exported.items()} == {
+        key: x.shape for key, x in state.items()
+    }
+    for key, array in state.items():
+        np.testing.assert_allclose(exported[key], array, rtol=0, atol=1e-5)
+    plain = {key: x for key, x in words.items() if not isinstance(x, dict)}
+    assert plain == {key: settings.get(key, x) for key, x in plain.items()}
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name in REFUSED])
 def test_what_cannot_be_expressed_is_refused_by_name(name):
     kind, _, state, settings, _ = golden(name)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +139,17 @@ def test_an_imported_run_translates_and_is_fine_tuned(tmp_path):
     assert main(["export", "--to", "marian", *back]) == 0
 
 
+def test_inspect_says_where_an_imported_run_is_from(tmp_path, capsys):
+    write_folder(tmp_path / "hf")
+    words = ["import", "--from", "marian", str(tmp_path / "hf")]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "--checkpoint", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'hf'} of marian" in said
+    assert "decoder_start pad" in said
+
+
 def own_run(
     folder: Path, seed: int = 0, *, search: SearchConfig | None = None, **settings: Any
 ) -> Path:
@@ -228,15 +238,14 @@ def test_a_run_of_our_own_comes_back_and_translates_as_before(tmp_path):
         assert one.score == pytest.approx(other.score, abs=1e-4)
 
 
-def test_who_exports_for_marian_is_told_what_ctranslate2_would_do(tmp_path, caplog):
+def test_who_exports_for_marian_is_told_what_ctranslate2_would_do(tmp_path, capsys):
     run = own_run(tmp_path / "run")
-    with caplog.at_level(logging.WARNING):
-        exported(run, tmp_path / "there")
-        assert "export --to ctranslate2" in caplog.text
-        assert "starts from the embedding of bos" in caplog.text
-        caplog.clear()
-        exported(run, tmp_path / "for_ct2", "ctranslate2")
-        assert not caplog.text
+    exported(run, tmp_path / "there")
+    said = capsys.readouterr().err
+    assert "export --to ctranslate2" in said
+    assert "starts from the embedding of bos" in said
+    exported(run, tmp_path / "for_ct2", "ctranslate2")
+    assert not capsys.readouterr().err
 
 
 def test_a_folder_for_ctranslate2_starts_from_zeros_and_a_first_position(tmp_path):
@@ -260,7 +269,7 @@ def test_a_folder_for_ctranslate2_starts_from_zeros_and_a_first_position(tmp_pat
     assert np.count_nonzero(bias) == 2
 
 
-def test_a_zero_start_needs_no_folder_of_its_own(tmp_path, caplog):
+def test_a_zero_start_needs_no_folder_of_its_own(tmp_path, capsys):
     write_folder(tmp_path / "hf")
     file = tmp_path / "hf" / "model.safetensors"
     state = read_tensors(file)
@@ -268,11 +277,10 @@ def test_a_zero_start_needs_no_folder_of_its_own(tmp_path, caplog):
     write_tensors(file, state)
     words = ["import", "--from", "marian", str(tmp_path / "hf")]
     assert main([*words, "--output", str(tmp_path / "run")]) == 0
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        one = exported(tmp_path / "run", tmp_path / "one")
-        other = exported(tmp_path / "run", tmp_path / "other", "ctranslate2")
-    assert not caplog.text
+    capsys.readouterr()
+    one = exported(tmp_path / "run", tmp_path / "one")
+    other = exported(tmp_path / "run", tmp_path / "other", "ctranslate2")
+    assert not capsys.readouterr().err
     assert one == other
     weights = "model.safetensors"
     first = (tmp_path / "one" / weights).read_bytes()
@@ -300,10 +308,8 @@ def test_two_vocabularies_and_imports_are_no_matter_of_ctranslate2(tmp_path, cap
 
 def test_rows_without_a_symbol_are_named_and_symbols_without_a_row_refused(tmp_path):
     size = tiny_tokenizer().source_vocab_size
-    rows: dict[str, Any] = {
-        "source_vocab_size": size + 8,
-        "target_vocab_size": size + 8,
-    }
+    rows: dict[str, Any] = {"source_vocab_size": size + 8}
+    rows["target_vocab_size"] = size + 8
     files = exported(own_run(tmp_path / "run", **rows), tmp_path / "there")
     assert sorted(files["vocab"].values()) == list(range(size + 8))
     assert files["vocab"]["<pad>"] == size + 7
@@ -344,13 +350,15 @@ def test_the_number_of_positions_comes_back(tmp_path):
     assert files["generation_config"]["max_length"] == 77
 
 
-def test_generate_is_asked_for_our_search(tmp_path, caplog):
+def test_generate_is_asked_for_our_search(tmp_path, capsys):
     search = SearchConfig(method="beam", beam_size=3, length_penalty="none")
     files = exported(own_run(tmp_path / "run", search=search), tmp_path / "there")
     asked = files["generation_config"]
     assert (asked["num_beams"], asked["length_penalty"]) == (3, 0.0)
-    assert asked["early_stopping"] == "never"
+    assert asked["early_stopping"] is True
+    exact = dataclasses.replace(search, stop="bound")
+    files = exported(own_run(tmp_path / "exact", search=exact), tmp_path / "bound")
+    assert files["generation_config"]["early_stopping"] == "never"
     gnmt = dataclasses.replace(search, length_penalty="gnmt")
-    with caplog.at_level(logging.WARNING):
-        exported(own_run(tmp_path / "gnmt", search=gnmt), tmp_path / "other")
-    assert "which `generate` cannot do" in caplog.text
+    exported(own_run(tmp_path / "gnmt", search=gnmt), tmp_path / "other")
+    assert "which `generate` cannot do" in capsys.readouterr().err

@@ -111,13 +111,13 @@ def test_positions_of_another_shape_are_named(shape):
 
 def test_what_generate_would_do_besides_is_said(tmp_path, caplog):
     write_folder(tmp_path / "hf")
-    asked = {"no_repeat_ngram_size": 3, "do_sample": False, "early_stopping": True}
+    asked = {"no_repeat_ngram_size": 3, "do_sample": True, "early_stopping": True}
     change(tmp_path / "hf" / "generation_config.json", **asked)
     with caplog.at_level(logging.WARNING):
         marian.read(tmp_path / "hf")
     assert "no_repeat_ngram_size = 3" in caplog.text
-    assert "early_stopping = True" in caplog.text
-    assert "do_sample" not in caplog.text
+    assert "do_sample = True" in caplog.text
+    assert "early_stopping" not in caplog.text
 
 
 def test_ids_that_only_generate_is_told_are_taken_from_there(tmp_path):

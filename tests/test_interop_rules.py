@@ -147,6 +147,17 @@ def changed(key: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable:
     return lambda state: {**state, key: change(state[key].copy())}
 
 
+def with_one(number: float) -> Callable[[np.ndarray], np.ndarray]:
+    """The same in float64, but for one number."""
+
+    def change(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float64)
+        x.flat[0] = number
+        return x
+
+    return change
+
+
 def with_nan(x: np.ndarray) -> np.ndarray:
     x.flat[-1] = np.nan
     return x
@@ -159,7 +170,7 @@ IN_PROJ = "transformer.encoder.layers.1.self_attn.in_proj_weight"
     ("change", "message"),
     [
         (without(IN_PROJ), rf"missing: {IN_PROJ}\."),
-        (without("src_tok_emb.embedding.weight"), r"missing: src_tok_emb\.embedding"),
+        (without("generator.bias"), r"missing: generator\.bias\."),
         (
             lambda state: {**state, "critic.weight": np.zeros(3)},
             r"not known in such a model: critic\.weight\.",
@@ -169,6 +180,34 @@ IN_PROJ = "transformer.encoder.layers.1.self_attn.in_proj_weight"
             rf"{IN_PROJ} is \[47, 16\], not \[48, 16\]",
         ),
         (changed(IN_PROJ, with_nan), rf"{IN_PROJ} holds NaN or infinity\."),
+        (
+            changed(IN_PROJ, with_one(0.1)),
+            rf"{IN_PROJ} is float64 with numbers that float32 cannot hold exactly",
+        ),
+        (
+            changed(IN_PROJ, with_one(1e300)),
+            rf"{IN_PROJ} is float64 with numbers that float32 cannot hold exactly",
+        ),
+        (
+            changed(IN_PROJ, lambda x: x + 0j),
+            rf"not of floating-point numbers: {IN_PROJ} \(complex64\)\.",
+        ),
+        (
+            changed(IN_PROJ, lambda x: x.astype(np.int8)),
+            rf"not of floating-point numbers: {IN_PROJ} \(int8\)\.",
+        ),
+        (
+            changed(IN_PROJ, lambda x: x > 0),
+            rf"not of floating-point numbers: {IN_PROJ} \(bool\)\.",
+        ),
+        (
+            changed("positional_encoding.pos_embedding", lambda x: x.astype(str)),
+            r"not of floating-point numbers: positional_encoding\.pos_embedding \(<U",
+        ),
+        (
+            changed("generator.weight", lambda x: x.tolist()),
+            r"not arrays: generator\.weight \(list\)\.",
+        ),
         (
             changed("generator.weight", lambda x: x + 1),
             r"generator\.weight should be tgt_tok_emb\.\S+ again, but is not",

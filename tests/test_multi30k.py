@@ -13,7 +13,7 @@ import pytest
 
 from transformer_jax.config import DataConfig
 from transformer_jax.data.builders import multi30k
-from transformer_jax.data.sources import list_splits, open_split
+from transformer_jax.data.sources import open_split, prepared_builder
 
 SIZES = {"train": 5, "val": 3, "test_2016_flickr": 2, "test_2017_flickr": 1}
 
@@ -84,7 +84,8 @@ def test_files_are_found_in_a_folder_or_a_checkout(
 )
 def test_any_pair_and_direction_in_the_files_order(tmp_path, source, target):
     config = settings(make_files(tmp_path / "m"), source, target)
-    assert list_splits(config, workdir=tmp_path) == {
+    splits = prepared_builder(config, workdir=tmp_path).info.splits
+    assert {name: split.num_examples for name, split in splits.items()} == {
         "train": 5,
         "validation": 3,
         "test_2016_flickr": 2,
@@ -107,8 +108,8 @@ def test_raw_and_tokenised_text_do_not_mix(tmp_path):
 
 def test_both_directions_share_records_and_changed_files_do_not(tmp_path):
     folder = make_files(tmp_path / "m")
-    list_splits(settings(folder, "en", "de"), workdir=tmp_path)
-    list_splits(settings(folder, "de", "en"), workdir=tmp_path)
+    prepared_builder(settings(folder, "en", "de"), workdir=tmp_path)
+    prepared_builder(settings(folder, "de", "en"), workdir=tmp_path)
     assert len(list((tmp_path / "data/multi30k").iterdir())) == 1
     (folder / "val.de.gz").write_bytes(gzip.compress(b"a\nb\nc\n"))
     pairs = open_split(settings(folder), "validation", workdir=tmp_path)
@@ -119,26 +120,26 @@ def test_a_test_set_may_be_missing_in_whole_only(tmp_path):
     folder = make_files(tmp_path / "m")
     (folder / "test_2017_flickr.de.gz").unlink()
     with pytest.raises(ValueError, match=r"has no test_2017_flickr\.de\.gz"):
-        list_splits(settings(folder), workdir=tmp_path)
+        prepared_builder(settings(folder), workdir=tmp_path)
     (folder / "test_2017_flickr.en.gz").unlink()
-    assert len(list_splits(settings(folder), workdir=tmp_path)) == 3
+    assert len(prepared_builder(settings(folder), workdir=tmp_path).info.splits) == 3
 
 
 def test_missing_folders_and_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
-        list_splits(settings(tmp_path / "gone"), workdir=tmp_path)
+        prepared_builder(settings(tmp_path / "gone"), workdir=tmp_path)
     with pytest.raises(ValueError, match=r"nor data/task1/raw below it has train\.de"):
-        list_splits(settings(tmp_path), workdir=tmp_path)
+        prepared_builder(settings(tmp_path), workdir=tmp_path)
     folder = make_files(tmp_path / "m", languages="en de")
     with pytest.raises(ValueError, match=r"has no train\.fr\.gz"):
-        list_splits(settings(folder, "en", "fr"), workdir=tmp_path)
+        prepared_builder(settings(folder, "en", "fr"), workdir=tmp_path)
     with pytest.raises(ValueError, match=r"raw.*set data\.tokenized to False"):
-        list_splits(settings(folder, tokenized=True), workdir=tmp_path)
+        prepared_builder(settings(folder, tokenized=True), workdir=tmp_path)
     with pytest.raises(ValueError, match="both 'en'"):
-        list_splits(settings(folder, "en", "en"), workdir=tmp_path)
+        prepared_builder(settings(folder, "en", "en"), workdir=tmp_path)
     (folder / "val.en.gz").write_bytes(gzip.compress(b"one\n"))
     with pytest.raises(ValueError, match=r"val\.de\.gz has 3 .*val\.en\.gz has 1"):
-        list_splits(settings(folder), workdir=tmp_path)
+        prepared_builder(settings(folder), workdir=tmp_path)
 
 
 @pytest.fixture
@@ -179,12 +180,12 @@ def test_without_a_folder_the_authors_files_are_downloaded_once(
 def test_without_a_network_the_error_comes_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(multi30k, "REPOSITORY", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:9/.* --data\.dir"):
-        list_splits(settings(None), workdir=tmp_path)
+        prepared_builder(settings(None), workdir=tmp_path)
 
 
 def test_a_failing_download_says_what_to_do(tmp_path, server, monkeypatch):
     monkeypatch.setattr(multi30k, "REPOSITORY", server[0])  # which has no such file
     with pytest.raises(ValueError, match=r"network\? .*--data\.dir"):
-        list_splits(settings(None), workdir=tmp_path)
+        prepared_builder(settings(None), workdir=tmp_path)
     with pytest.raises(ValueError, match="no language 'xx'"):
-        list_splits(settings(None, "en", "xx"), workdir=tmp_path)
+        prepared_builder(settings(None, "en", "xx"), workdir=tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from transformer_jax.config import DataConfig
-from transformer_jax.data.sources import Pair, list_splits, open_split
+from transformer_jax.data.sources import Pair, open_split, prepared_builder
 
 SOURCE = ["zwei Hunde", "", "ein\u2028Satz", "我爱你", "Grüße …"]
 TARGET = ["two dogs", "nothing", "one\u2028line", "ik hou van je", "greetings"]
@@ -43,28 +43,30 @@ def pairs(config: DataConfig, split: str, workdir: Path) -> list[Pair]:
 
 def test_pairs_come_as_written_and_in_order(tmp_path):
     config = settings(tmp_path)
-    assert list_splits(config, workdir=tmp_path) == {"train": 5, "validation": 2}
+    splits = prepared_builder(config, workdir=tmp_path).info.splits
+    sizes = {name: split.num_examples for name, split in splits.items()}
+    assert sizes == {"train": 5, "validation": 2}
     assert pairs(config, "train", tmp_path) == list(map(Pair, SOURCE, TARGET))
     assert pairs(config, "validation", tmp_path) == [("ja", "yes"), ("nein", "no")]
     assert pairs(config, "train[1:3]", tmp_path) == list(map(Pair, SOURCE, TARGET))[1:3]
 
 
 def test_records_lie_in_the_workdir_or_where_asked(tmp_path):
-    list_splits(settings(tmp_path), workdir=tmp_path / "run")
+    prepared_builder(settings(tmp_path), workdir=tmp_path / "run")
     assert list((tmp_path / "run/data/parallel_text").glob("*/*/*array_record*"))
     config = settings(tmp_path, prepared_dir=tmp_path / "there")
-    list_splits(config, workdir=tmp_path / "other")
+    prepared_builder(config, workdir=tmp_path / "other")
     assert list((tmp_path / "there/parallel_text").glob("*/*/*array_record*"))
     assert not (tmp_path / "other").exists()
 
 
 def test_unchanged_files_are_prepared_once_and_changed_ones_anew(tmp_path):
     config = settings(tmp_path)
-    list_splits(config, workdir=tmp_path)
+    prepared_builder(config, workdir=tmp_path)
     records = {
         path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*record*")
     }
-    list_splits(config, workdir=tmp_path)
+    prepared_builder(config, workdir=tmp_path)
     assert records == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*record*")
     }
@@ -90,7 +92,7 @@ def test_the_same_files_in_another_role_are_another_data_set(tmp_path):
             dev_source=dev_source,
             dev_target=dev_target,
         )
-        splits = list_splits(config, workdir=tmp_path)
+        splits = prepared_builder(config, workdir=tmp_path).info.splits
         seen.append([pairs(config, split, tmp_path) for split in splits])
     train, swapped = [("x", "1"), ("y", "2")], [("1", "x"), ("2", "y")]
     copied = [("x", "x"), ("y", "y"), ("1", "1"), ("2", "2")]

@@ -12,35 +12,13 @@ import chex
 import numpy as np
 import pytest
 
-from transformer_jax.config import Config, DataConfig, ModelConfig, TokenizerConfig
+from transformer_jax.config import Config, DataConfig, TokenizerConfig
 from transformer_jax.data.examples import FilterCounts
-from transformer_jax.data.pipeline import (
-    batch_shapes,
-    eval_batches,
-    round_length,
-    train_batches,
-)
+from transformer_jax.data.pipeline import batch_shapes, train_batches
 from transformer_jax.data.stream import ExampleStream
+from transformer_jax.testing import NumberTokenizer
 
-
-class _Words:
-    """A word is a number, its id; a seed cuts some words in two."""
-
-    pad_id, bos_id, eos_id, unk_id = 0, 1, 2, 3
-    source_vocab_size = target_vocab_size = 10_000
-
-    def encode_source(self, text, *, seed=None):
-        ids = [int(word) for word in text.split()]
-        if seed is None:
-            return ids
-        draw = random.Random(seed)
-        pieces = ([i] if draw.random() < 0.7 else [4, i] for i in ids)
-        return list(itertools.chain.from_iterable(pieces))
-
-    encode_target = encode_source
-
-
-WORDS: Any = _Words()  # no whole Tokenizer, but all that is asked of it here
+NUMBERS = NumberTokenizer()
 
 
 def sentence(number, words):
@@ -74,7 +52,7 @@ def make_config(batching, *, sampling=0.0, **data):
 
 
 def open_batches(config, pairs, **options):
-    return closing(train_batches(pairs, WORDS, config, **options))
+    return closing(train_batches(pairs, NUMBERS, config, **options))
 
 
 def take(batches, count):
@@ -98,7 +76,7 @@ def test_every_pair_comes_once_an_epoch(batching):
         while batches.epoch < 3:
             seen += numbers(next(batches).targets)
         state = batches.get_state()
-    stream = ExampleStream(pairs, WORDS, make_config(batching))
+    stream = ExampleStream(pairs, NUMBERS, make_config(batching))
     for position in itertools.chain.from_iterable(state["pending"]):
         seen += numbers(stream[position]["targets"])
     read = Counter()
@@ -126,13 +104,13 @@ def test_decoder_inputs_are_targets_one_place_later_in_each_segment(batching):
         for batch in take(batches, 12):
             first = batch.target_positions == 0
             real = batch.target_segment_ids > 0
-            assert (batch.decoder_inputs[first & real] == WORDS.bos_id).all()
+            assert (batch.decoder_inputs[first & real] == NUMBERS.bos_id).all()
             np.testing.assert_array_equal(
                 np.where(first, 0, batch.decoder_inputs)[:, 1:],
                 np.where(first[:, 1:], 0, batch.targets[:, :-1]),
             )
             last = np.append(first[:, 1:], np.ones((len(first), 1), bool), axis=1)
-            assert (batch.targets[last & real] == WORDS.eos_id).all()
+            assert (batch.targets[last & real] == NUMBERS.eos_id).all()
 
 
 @each_batching
@@ -143,7 +121,7 @@ def test_places_without_a_token_are_padding(batching):
                 (batch.inputs, batch.input_segment_ids, batch.input_positions),
                 (batch.targets, batch.target_segment_ids, batch.target_positions),
             ):
-                np.testing.assert_array_equal(segments == 0, ids == WORDS.pad_id)
+                np.testing.assert_array_equal(segments == 0, ids == NUMBERS.pad_id)
                 assert (positions[segments == 0] == 0).all()
                 assert (positions < segments.shape[1]).all()
 
@@ -203,7 +181,7 @@ def test_reading_ahead_does_not_move_the_state(batching):
 
 def test_worker_processes_change_nothing():
     config = make_config("pack", sampling=0.3)
-    workers = make_config("pack", sampling=0.3, num_workers=1)
+    workers = make_config("pack", sampling=0.3, num_workers=3)
     pairs = make_pairs(60)
     with (
         open_batches(config, pairs) as here,
@@ -216,7 +194,7 @@ def test_worker_processes_change_nothing():
 
 
 def test_closed_batches_say_so_and_keep_their_state():
-    batches = train_batches(make_pairs(60), WORDS, make_config("pack"))
+    batches = train_batches(make_pairs(60), NUMBERS, make_config("pack"))
     next(batches)
     state = batches.get_state()
     batches.close()
@@ -339,14 +317,14 @@ def test_nothing_left_to_train_on_is_an_error(batching):
     ):
         next(batches)
     with pytest.raises(ValueError, match=r"holds no pairs.*train_split"):
-        train_batches([], WORDS, make_config(batching))
+        train_batches([], NUMBERS, make_config(batching))
 
 
 def test_rows_that_processes_cannot_share_are_an_error():
     with pytest.raises(ValueError, match=r"3.*2 processes"):
         train_batches(
             make_pairs(5),
-            WORDS,
+            NUMBERS,
             make_config("pack"),
             rows_multiple=3,
             process_count=2,
@@ -361,50 +339,3 @@ def test_a_position_of_other_data_is_an_error():
         pytest.raises(ValueError, match=r"num_pairs 30.*31"),
     ):
         batches.set_state(state)
-
-
-@pytest.mark.parametrize("rows_multiple", [1, 4])
-def test_evaluation_drops_nothing_and_knows_the_lines(rows_multiple):
-    pairs = [*make_pairs(50), ("", "7"), ("5", ""), ("", "")]
-    pairs.append((sentence(77, 200), sentence(77, 3)))  # longer than the budget
-    found = {}
-    for batch, indices in eval_batches(
-        pairs, WORDS, ModelConfig(), batch_tokens=64, rows_multiple=rows_multiple
-    ):
-        assert len(batch.inputs) == len(indices)
-        assert len(indices) % rows_multiple == 0
-        for b, line in enumerate(indices.tolist()):
-            ids = batch.inputs[b][batch.input_segment_ids[b] == 1]
-            targets = batch.targets[b][batch.target_segment_ids[b] == 1]
-            if line < 0:
-                assert len(ids) == len(targets) == 0
-                continue
-            assert line not in found
-            found[line] = (ids.tolist(), targets.tolist())
-    expected = [
-        tuple([*WORDS.encode_source(side), WORDS.eos_id] for side in pair)
-        for pair in pairs
-    ]
-    assert [found[line] for line in range(len(pairs))] == expected
-
-
-def test_evaluation_meets_few_shapes_and_one_row_count_for_each():
-    pairs = make_pairs(300)
-    batches = list(eval_batches(pairs, WORDS, ModelConfig(), batch_tokens=256))
-    shapes = {batch.inputs.shape for batch, _ in batches}
-    assert shapes == {(256 // length, length) for length in (8, 16)}
-    assert {batch.targets.shape for batch, _ in batches} == shapes
-
-
-def test_lengths_are_rounded_up_by_at_most_a_quarter_past_32():
-    rounded = [round_length(n) for n in range(1, 2000)]
-    assert all(r >= n for n, r in enumerate(rounded, start=1))
-    assert all(r <= 1.25 * n + 1 for n, r in enumerate(rounded, start=1) if n > 32)
-    assert len(set(rounded)) < 32
-
-
-def test_evaluation_rows_stay_inside_a_learned_position_table():
-    model = ModelConfig(positions="learned", max_positions=13, position_offset=2)
-    pairs: Any = [(sentence(0, 10), sentence(0, 2))]
-    (only,) = eval_batches(pairs, WORDS, model, batch_tokens=64)
-    assert only.batch.inputs.shape[1] == 11

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import struct
 import warnings
 from typing import Any
@@ -185,28 +184,3 @@ def test_no_log_and_an_empty_log_are_errors(tmp_path):
     with pytest.raises(ValueError, match="no training steps"):
         plots.plot_curves(write_log(tmp_path / "log.jsonl", []), tmp_path / "c.png")
     assert not (tmp_path / "c.png").exists()
-
-
-def test_positions_picture_shows_the_sinusoids(tmp_path):
-    output = tmp_path / "positions.png"
-    figure: Any = plots.plot_positions(20, 16, output)
-    table = figure.axes[0].images[0].get_array()
-    assert table.shape == (16, 20)
-    np.testing.assert_allclose(table[0], np.sin(np.arange(20)), atol=1e-6)
-    assert png_size(output)[0] > 800
-
-
-def test_schedules_are_drawn_from_step_one(tmp_path):
-    output = tmp_path / "schedules.png"
-    figure: Any = plots.plot_schedules(
-        {"straight": lambda count: count + 1, "root": lambda count: math.sqrt(count)},
-        50,
-        output,
-    )
-    straight = figure.axes[0].lines[0].get_xydata()
-    np.testing.assert_allclose(straight[:, 0], straight[:, 1])
-    assert straight[0, 0] == 1
-    assert straight[-1, 0] == 50
-    legend = figure.axes[0].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["straight", "root"]
-    assert png_size(output)[0] > 500

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -101,6 +102,16 @@ def test_a_wrong_setting_is_told_in_plain_words(fields, message):
     assert "pydantic" not in str(caught.value)
 
 
+def test_no_setting_may_be_infinite_or_no_number():
+    for name, value in flat_settings(Config()).items():
+        if isinstance(value, float):
+            section, field = name.split(".")[-2:]
+            for bad in (math.inf, math.nan):
+                made = getattr(Config(), section)
+                with pytest.raises(ValueError, match=rf"{field} is (inf|nan): it must"):
+                    dataclasses.replace(made, **{field: bad})
+
+
 def test_json_of_something_else_is_refused_with_the_name():
     with pytest.raises(ValueError, match=r"no setting model\.colour") as caught:
         config_from_json('{"model": {"colour": 3}, "train": {"steps": -1}}')
@@ -125,6 +136,9 @@ def test_each_difference_is_told_with_both_values(tmp_path):
 def test_what_may_change_does_not_touch_an_update():
     free = {name for name in flat_settings(Config()) if may_change(name)}
     assert {"train.steps", "parallel.data", "search.alpha", "data.dir"} <= free
+    paths = {name for name in flat_settings(Config()) if "_source" in name}
+    assert paths == {"data.train_source", "data.dev_source"}
+    assert paths <= free
     bound = {"train.accumulate", "train.label_smoothing", "seed", "data.batch_tokens"}
     assert not bound & free
     assert not [name for name in free if name.startswith(("model.", "optimizer."))]

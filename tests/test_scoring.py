@@ -1,37 +1,18 @@
 """Scores of given translations, held against search and against other batches."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 
 from transformer_jax.config import SearchConfig
-from transformer_jax.testing import SENTENCES, tiny_model, tiny_tokenizer
+from transformer_jax.testing import (
+    SENTENCES,
+    TINY_VOCAB_SIZE,
+    NumberTokenizer,
+    tiny_model,
+    tiny_tokenizer,
+)
 from transformer_jax.translation.scoring import score_pairs
 from transformer_jax.translation.translator import Translator
-
-VOCAB = 24
-
-
-class NumberTokenizer:
-    """Ids written out: "7 8" ↔ [7, 8]. Unlike pieces, text and ids are one to one."""
-
-    pad_id, bos_id, eos_id, unk_id = 0, 1, 2, 3
-    source_vocab_size = target_vocab_size = VOCAB
-
-    def encode_source(self, text: str, *, seed: int | None = None) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def decode_target(self, ids: Sequence[int]) -> str:
-        return " ".join(str(i) for i in ids if i != self.eos_id)
-
-    def target_pieces(self, ids: Sequence[int]) -> list[str]:
-        return [str(i) for i in ids]
-
-    def files(self) -> dict[str, bytes]:
-        return {}
-
-    encode_target, source_pieces = encode_source, target_pieces
 
 
 @pytest.mark.parametrize(
@@ -86,7 +67,7 @@ def test_batches_and_order_do_not_matter():
 
 def test_probabilities_of_all_next_tokens_sum_to_one():
     model, params = tiny_model()
-    pairs = [("5 6", f"7 {token}") for token in range(VOCAB)]
+    pairs = [("5 6", f"7 {token}") for token in range(TINY_VOCAB_SIZE)]
     tokenizer = NumberTokenizer()
     scores = score_pairs(model, params, tokenizer, pairs, batch_tokens=256)
     total = sum(np.exp(score.token_log_probabilities[1]) for score in scores)

@@ -12,7 +12,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from transformer_jax.config import DataConfig
-from transformer_jax.data.sources import OWN_BUILDERS, Pair, list_splits, open_split
+from transformer_jax.data.sources import (
+    OWN_BUILDERS,
+    Pair,
+    open_split,
+    prepared_builder,
+)
 from transformer_jax.recipes import load_recipe
 
 RECIPES = pytest.mark.parametrize("recipe", ["wmt14_en_de", "ted_pt_en"])
@@ -69,7 +74,7 @@ def test_an_unknown_language_is_named_with_those_there_are(tmp_path):
 )
 def test_an_unknown_data_set_is_explained(name, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        list_splits(DataConfig(name=name), workdir=tmp_path)
+        prepared_builder(DataConfig(name=name), workdir=tmp_path)
 
 
 def test_a_failing_download_says_what_to_do(tmp_path, monkeypatch, caplog):
@@ -88,7 +93,7 @@ def test_a_failing_download_says_what_to_do(tmp_path, monkeypatch, caplog):
         prepared_dir=tmp_path / "prepared",
     )
     with pytest.raises(ValueError, match=r"not known.*network.*--data\.prepared-dir"):
-        list_splits(config, workdir=tmp_path)
+        prepared_builder(config, workdir=tmp_path)
 
 
 def test_records_that_another_process_finished_first_are_used(tmp_path, monkeypatch):
@@ -117,7 +122,7 @@ def make_ted_records(folder: Path) -> Path:
     config = DataConfig(
         name="parallel_text", source_language="pt", target_language="en", **files
     )
-    list_splits(config, workdir=folder)
+    prepared_builder(config, workdir=folder)
     made = folder / "prepared/ted_hrlr_translate/pt_to_en/1.0.0"
     shutil.copytree(next((folder / "data/parallel_text").glob("*/1.0.0")), made)
     for path in made.glob("parallel_text*"):
@@ -135,8 +140,8 @@ def test_records_prepared_by_tfds_are_read_and_other_formats_explained(tmp_path)
         target_language="en",
         prepared_dir=tmp_path / "prepared",
     )
-    assert list_splits(config, workdir=tmp_path) == {"train": 1}
-    assert open_split(config, "train", workdir=tmp_path)[0] == ("sim", "yes")
+    pairs = open_split(config, "train", workdir=tmp_path)
+    assert [pairs[index] for index in range(len(pairs))] == [("sim", "yes")]
     about = made / "dataset_info.json"
     about.write_text(about.read_text().replace("array_record", "tfrecord"))
     for path in made.glob("*.array_record*"):
@@ -148,10 +153,10 @@ def test_records_prepared_by_tfds_are_read_and_other_formats_explained(tmp_path)
 @pytest.mark.parametrize("name", ["phrasebook", "copy_task"])
 def test_our_generated_sets_open_by_name(name, tmp_path):
     data = load_recipe(name).data
-    splits = list_splits(data, workdir=tmp_path)
+    splits = prepared_builder(data, workdir=tmp_path).info.splits
     assert {"train", "validation"} <= set(splits)
     pairs = open_split(data, data.dev_split, workdir=tmp_path)
-    assert len(pairs) == splits["validation"]
+    assert len(pairs) == splits["validation"].num_examples
     assert all(isinstance(text, str) and text for text in pairs[0])
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from transformer_jax.data.text import fingerprint, read_lines, read_pairs
+from transformer_jax.data.text import fingerprint, read_pairs, stream_lines
 
 
 def write(path, content: bytes):
@@ -30,21 +30,21 @@ def write(path, content: bytes):
 @pytest.mark.parametrize("compress", [False, True])
 def test_lines_are_split_on_newlines_only(tmp_path, content, lines, compress):
     path = write(tmp_path / "text", gzip.compress(content) if compress else content)
-    assert read_lines(path) == lines
+    assert list(stream_lines(path)) == lines
 
 
 @pytest.mark.parametrize("content", [b"", gzip.compress(b"")])
 def test_an_empty_file_is_an_error_that_names_it(tmp_path, content):
     path = write(tmp_path / "train.de", content)
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is empty"):
-        read_lines(path)
+        list(stream_lines(path))
 
 
 def test_a_missing_file_or_a_folder_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match=r"no file .*gone\.de"):
-        read_lines(tmp_path / "gone.de")
+        list(stream_lines(tmp_path / "gone.de"))
     with pytest.raises(ValueError, match="is a folder"):
-        read_lines(tmp_path)
+        list(stream_lines(tmp_path))
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -53,7 +53,7 @@ def test_invalid_utf8_is_an_error_with_file_and_line(tmp_path, compress):
     path = write(tmp_path / "bad.de", gzip.compress(content) if compress else content)
     message = rf"{re.escape(str(path))}, line 3: byte 3 of the line is 0xef"
     with pytest.raises(ValueError, match=message):
-        read_lines(path)
+        list(stream_lines(path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
@@ -63,7 +63,7 @@ def test_a_damaged_gzip_file_is_an_error_that_names_it(tmp_path, damage):
         whole[-6] ^= 255  # in the checksum
     path = write(tmp_path / "d.gz", bytes(whole[:-9] if damage == "cut" else whole))
     with pytest.raises(ValueError, match=r"d\.gz cannot be read"):
-        read_lines(path)
+        list(stream_lines(path))
 
 
 def test_different_line_counts_name_both_files_and_the_first_odd_line(tmp_path):
@@ -92,6 +92,8 @@ def test_a_fingerprint_follows_content_and_order_not_names(tmp_path):
     a, b = write(tmp_path / "a", b"1\n"), write(tmp_path / "b", b"2\n")
     copy = write(tmp_path / "copy", b"1\n")
     assert fingerprint([a, b]) == fingerprint([copy, b])
+    compressed = write(tmp_path / "a.gz", gzip.compress(b"1\n"))
+    assert fingerprint([a, b]) == fingerprint([compressed, b])
     assert fingerprint([a, b]) != fingerprint([b, a])
     before = fingerprint([a, b])
     write(a, b"3\n")

@@ -12,9 +12,9 @@ from transformer_jax.config import MODEL_SIZES, ModelConfig, sized_model
 from transformer_jax.models import (
     Transformer,
     encode_memory,
-    init_cache,
     make_step_fn,
 )
+from transformer_jax.models.cache import init_cache
 from transformer_jax.models.functions import init_params
 from transformer_jax.testing import tiny_batch, tiny_model
 from transformer_jax.training.objectives import make_objective
@@ -59,7 +59,7 @@ def decode_by_steps(model, params, batch, *, block=1, beams=1):
     memory = encode_memory(model, params, batch.inputs, batch.input_segment_ids)
     step_fn = make_step_fn(model, params)
     B, T = batch.targets.shape
-    cache = init_cache(model.config, B * beams, T)
+    cache = init_cache(model.config, B, T, beams=beams)
     tokens = jnp.repeat(jnp.asarray(batch.decoder_inputs), beams, axis=0)
     outputs = []
     for start in range(0, T, block):

@@ -310,3 +310,11 @@ def test_evaluate_refuses_options_that_would_do_nothing(tmp_path, capsys):
     for words in (["--source", str(text)], ["--step", "3"], ["--beam-size", "3"]):
         assert main(["evaluate", *files, *words]) == 1
         assert "goes with --checkpoint" in capsys.readouterr().err
+
+
+def test_greedy_search_refuses_a_beam(shouter, tmp_path, capsys):
+    source = write(tmp_path / "in.txt", "a\n")
+    words = ["--checkpoint", "run", "--input", source, "--method", "greedy"]
+    assert main(["translate", *words, "--beam-size", "4"]) == 1
+    assert "--beam-size is 4, but --method greedy keeps one" in capsys.readouterr().err
+    assert main(["translate", *words, "--beam-size", "1"]) == 0

@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-import chex
 import numpy as np
 import pytest
 
@@ -17,8 +16,7 @@ from transformer_jax.testing import (
     tiny_model_config,
     tiny_tokenizer,
 )
-from transformer_jax.translation import planning, translator
-from transformer_jax.translation.planning import SOURCE_LENGTHS, plan_batches
+from transformer_jax.translation import translator
 from transformer_jax.translation.translator import Translator
 
 LINES = [SENTENCES[0][0], "ein Mann", "ein Hund", SENTENCES[3][0], "das Bier"]
@@ -111,25 +109,6 @@ def test_a_translation_is_no_longer_than_its_source_allows():
         assert len(found.tokens) <= pieces + 5
 
 
-@pytest.mark.parametrize("search", [GREEDY, BEAM], ids=["greedy", "beam"])
-def test_each_shape_is_compiled_once(search, monkeypatch):
-    lengths = [len(make_translator()._encode(line)) for line in LINES]
-    shapes = {
-        (batch.rows, batch.length)
-        for batch in plan_batches(lengths, positions=64, longest=1024)
-    }
-    search = SearchConfig(**{**vars(search), "alpha": 0.77})  # not compiled before
-    for name in ("greedy_search", "beam_search"):
-        function = getattr(translator, name)
-        limited = chex.assert_max_traces(function, n=len(shapes))
-        monkeypatch.setattr(translator, name, limited)
-    beams = 3 if search.method == "beam" else 1
-    first = make_translator(search).translate(LINES, batch_tokens=64 * beams)
-    # Another model of the same kind, as at the next evaluation of a training.
-    other = make_translator(search, seed=1).translate(LINES, batch_tokens=64 * beams)
-    assert [each.score for each in first] != [each.score for each in other]
-
-
 def test_lines_too_long_are_cut_and_reported(monkeypatch, caplog):
     monkeypatch.setattr(translator, "MAX_SOURCE_TOKENS", 12)
     ours = make_translator()
@@ -175,21 +154,3 @@ def test_a_run_on_disk_translates_alike(tmp_path):
     assert loaded.search == GREEDY
     assert loaded.translate(LINES) == ours.translate(LINES)
     assert Translator.load(str(tmp_path), step=3).translate(LINES[:1])
-
-
-def test_plans_hold_every_sentence_once_in_few_shapes():
-    lengths = np.random.default_rng(0).integers(1, 100, size=500).tolist()
-    batches = list(plan_batches(lengths, positions=1000, longest=1024))
-    indices = np.concatenate([batch.indices for batch in batches])
-    assert sorted(indices) == list(range(500))
-    for batch in batches:
-        assert len(batch.indices) <= batch.rows
-        assert max(lengths[i] for i in batch.indices) <= batch.length
-        assert batch.rows * batch.length <= 1000 or batch.rows == 1
-    assert {batch.length for batch in batches} <= set(SOURCE_LENGTHS)
-    assert len({batch[1:] for batch in batches}) <= len(SOURCE_LENGTHS)
-
-
-def test_a_plan_is_no_longer_than_it_may_be():
-    (batch,) = planning.plan_batches([9], positions=100, longest=10)
-    assert (batch.rows, batch.length) == (1, 10)

@@ -1,11 +1,13 @@
 """The command `transformer-jax`: finds the verb, reports mistakes in one message."""
 
+import contextlib
 import difflib
 import importlib
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import transformer_jax
 from transformer_jax.compilation import keep_compiled_programs
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _dispatch(words)
+        with _plain_warnings():
+            return _dispatch(words)
     except BrokenPipeError:
         # The reader of our output has left; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,6 +76,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = type(error).__name__
         print(f"error: {kind}: {error}\n--debug shows where.", file=sys.stderr)
         return 1
+
+
+class _Plainly(logging.Handler):
+    """Writes records to stderr as `warning: …`, above a progress bar if any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        import tqdm
+
+        level = record.levelname.lower()
+        tqdm.tqdm.write(f"{level}: {record.getMessage()}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """What the package logs is told in the form of the command's own messages."""
+    logger, handler = logging.getLogger("transformer_jax"), _Plainly(logging.WARNING)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
 
 
 def _dispatch(words: list[str]) -> int:

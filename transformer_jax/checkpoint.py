@@ -43,6 +43,9 @@ __all__ = [
 
 FORMAT_VERSION = 1
 """Raised when an older reader would misread what is written."""
+FILE_SIZE = 16 * 2**20
+"""Bytes that are collected before they are written: not a whole model, which would
+then be in memory once more."""
 UNFINISHED = "unfinished-"
 """Start of the names of folders that are being written or deleted."""
 
@@ -211,9 +214,13 @@ class CheckpointStore:
             self._clean()
             new.mkdir(parents=True)
         _wait_for_all(f"save {step} begins")
-        with ocp.StandardCheckpointer() as checkpointer:
+        handler = ocp.PyTreeCheckpointHandler()
+        with ocp.AsyncCheckpointer(handler) as checkpointer:
             for name, tree in items.items():
-                checkpointer.save((new / name).absolute(), tree)
+                args = ocp.args.PyTreeSave(
+                    jax.tree.map(_uncopied, tree), ocdbt_target_data_file_size=FILE_SIZE
+                )
+                checkpointer.save((new / name).absolute(), args=args)
         if jax.process_index() == 0:
             facts = {
                 "format": "transformer_jax checkpoint",
@@ -334,6 +341,18 @@ class _Checkpoint(SealedFolder):
         self.check(item)
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore((self.folder / item).absolute(), like)
+
+
+class _Uncopied(np.ndarray):
+    """Copied by nobody. Orbax copies numpy arrays, lest they change while it writes in
+    the background; here `save` waits until all is written."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Uncopied":
+        return self
+
+
+def _uncopied(x: Any) -> Any:
+    return x.view(_Uncopied) if type(x) is np.ndarray else x
 
 
 def _show(described: tuple[str, tuple[int, ...]] | None) -> str:

@@ -96,7 +96,7 @@ class DataConfig:
     max_length_ratio: Annotated[float, Field(ge=1)] = 9.0
     """Training pairs whose sides differ in length by more than this are left out."""
     num_workers: Count = 0
-    """Processes that prepare batches; 0 uses threads of this one."""
+    """Processes that read and encode sentence pairs; 0 uses a thread of this one."""
 
     def __post_init__(self) -> None:
         if list(self.bucket_lengths) != sorted(set(self.bucket_lengths)):
@@ -215,6 +215,10 @@ class SearchConfig:
     Face). gnmt: ((5 + length) / 6)^alpha (Wu et al., 2016). none: nothing."""
     alpha: NonNegative = 1.0
     """Exponent of the length penalty."""
+    stop: Literal["first", "beams", "bound"] = "beams"
+    """When beam search is done with a sentence. beams: beam_size translations have
+    ended (fairseq, CTranslate2). first: as many as are wanted have ended. bound: none
+    that is still going on could beat them; slower, never worse in score."""
     max_length_factor: NonNegative = 2.0
     """A translation has at most factor * source pieces + offset pieces."""
     max_length_offset: Positive = 10

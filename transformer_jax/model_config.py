@@ -52,7 +52,8 @@ class ModelConfig:
     sinusoid_layout: Literal["interleaved", "halves", "halves_paper"] = "interleaved"
     """interleaved: sin, cos, sin, … with exponent 2i/d (the paper, Annotated
     Transformer, OpenNMT-py, Joey NMT). halves: all sines, then all cosines, exponent
-    i/(d/2 - 1) (tensor2tensor, fairseq). halves_paper: halves with 2i/d (Sockeye)."""
+    i/(d/2 - 1) (tensor2tensor, fairseq). halves_paper: halves with 2i/d (Sockeye,
+    Marian)."""
     max_positions: Positive = 1024
     """Rows of a learned position table."""
     position_offset: Count = 0

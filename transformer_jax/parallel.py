@@ -5,6 +5,7 @@ parameters too; `tensor` shares out heads, feed-forward widths and the vocabular
 device is the mesh of 1 × 1 × 1.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -39,6 +40,27 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r"output/bias", P("tensor")),  # [V]
 )
 """How each parameter is cut over the mesh, by its path; every one must match."""
+
+
+MOST_CPU_DEVICES = 8
+
+
+def devices_side_by_side(wanted: int | None = None) -> list[Any]:
+    """Devices that work independently of each other: all, or as many as `wanted`.
+
+    A CPU counts as one device for each of its cores, up to eight: two searches of one
+    thread each are faster than one search of two. That is settled when jax is first
+    used in a process; after that, there are as many as there are.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    with contextlib.suppress(RuntimeError):  # jax has been used
+        jax.config.update("jax_num_cpu_devices", wanted or min(cores, MOST_CPU_DEVICES))
+    devices = jax.local_devices()
+    if wanted and wanted > len(devices):
+        raise ValueError(
+            f"{wanted} devices are wanted, and {len(devices)} are here: ask for fewer."
+        )
+    return devices[:wanted]
 
 
 def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -129,11 +151,6 @@ def _rule(path: str) -> int:
     )
 
 
-def param_shardings(params: Any, mesh: Mesh) -> Any:
-    """A sharding for each parameter; `params` may be their shapes."""
-    return _shardings(params, params, mesh)
-
-
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """A sharding for each array of a training state; `state` may be its shapes.
 
@@ -141,12 +158,8 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     of an optimizer, averages) is cut as the parameter is. The rest (counters, factored
     moments) is whole on every device.
     """
-    return _shardings(state, state.params, mesh)
-
-
-def _shardings(tree: Any, params: Any, mesh: Mesh) -> Any:
-    specs = param_specs(params)
-    shapes = {path: x.shape for path, x in leaves_by_path(params).items()}
+    specs = param_specs(state.params)
+    shapes = {path: x.shape for path, x in leaves_by_path(state.params).items()}
 
     def sharding(path: str, x: Any) -> NamedSharding:
         parts = path.split("/")
@@ -156,8 +169,8 @@ def _shardings(tree: Any, params: Any, mesh: Mesh) -> Any:
                 return NamedSharding(mesh, specs[end])
         return replicated(mesh)
 
-    leaves = [sharding(path, x) for path, x in leaves_by_path(tree).items()]
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+    leaves = [sharding(path, x) for path, x in leaves_by_path(state).items()]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,6 +1,9 @@
 """Toy configurations, models, batches and tokenizers, for our tests and for yours."""
 
 import functools
+import itertools
+import random
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -112,6 +115,39 @@ def tiny_batch(
         "target_positions": np.arange(target_width) * target_segments,
     }
     return Batch(**{name: part.astype(np.int32) for name, part in parts.items()})
+
+
+class NumberTokenizer:
+    """Ids written out: "7 8" ↔ [7, 8]. Unlike pieces, text and ids are one to one.
+
+    A seed cuts some words in two: 8 may become [4, 8].
+    """
+
+    pad_id, bos_id, eos_id, unk_id = 0, 1, 2, 3
+    source_vocab_size = target_vocab_size = TINY_VOCAB_SIZE
+
+    def encode_source(self, text: str, *, seed: int | None = None) -> list[int]:
+        """The numbers in a text."""
+        ids = [int(word) for word in text.split()]
+        if seed is None:
+            return ids
+        draw = random.Random(seed)
+        pieces = ([i] if draw.random() < 0.7 else [4, i] for i in ids)
+        return list(itertools.chain.from_iterable(pieces))
+
+    def decode_target(self, ids: Sequence[int]) -> str:
+        """The numbers as text, without the end token."""
+        return " ".join(str(i) for i in ids if i != self.eos_id)
+
+    def target_pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each number as text."""
+        return [str(i) for i in ids]
+
+    def files(self) -> dict[str, bytes]:
+        """There is nothing to keep."""
+        return {}
+
+    encode_target, source_pieces = encode_source, target_pieces
 
 
 def tiny_tokenizer(**overrides: Any) -> SentencePieceTokenizer:

@@ -52,7 +52,7 @@ def params_sha256(params: Params) -> str:
     for path, x in sorted(leaves_by_path(params).items()):
         x = np.asarray(x)
         total.update(f"{path} {x.dtype} {list(x.shape)}\n".encode())
-        total.update(x.tobytes())
+        total.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 

@@ -33,7 +33,10 @@ def settings(cls: type[Class]) -> type[Class]:
     ValidationError, whose text speaks of pydantic.
     """
     made: Any = dataclass(
-        cls, frozen=True, kw_only=True, config=ConfigDict(extra="forbid")
+        cls,
+        frozen=True,
+        kw_only=True,
+        config=ConfigDict(extra="forbid", allow_inf_nan=False),
     )
     validate = made.__init__
 

@@ -3,114 +3,16 @@
 The files are laid out as the libraries do; their weights are those of golden files.
 """
 
-import argparse
 import json
-from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
+from laid_out import GOLDEN, GOLDENS, files_of, golden, import_to, torch
 
 from transformer_jax.__main__ import main
 from transformer_jax.interop.files import read_tensors
 from transformer_jax.interop.library import Foreign, export_run, export_state, library
-from transformer_jax.models.embeddings import sinusoidal_table
 from transformer_jax.testing import tiny_model, tiny_tokenizer
-
-torch = pytest.importorskip("torch")
-yaml = pytest.importorskip("yaml")
-
-GOLDENS = Path(__file__).parent / "goldens"
-GOLDEN = {
-    "opennmt": "opennmt_shared",
-    "sockeye": "sockeye_pre_shared",
-    "joeynmt": "joeynmt_pre_tied",
-}
-SPOILT = {
-    "opennmt": "model.encoder.transformer.0.self_attn.linear_query.weight",
-    "sockeye": "encoder.layers.0.self_attention.ff_out.weight",
-    "joeynmt": "encoder.layers.0.src_src_att.q_layer.weight",
-}
-"""A kernel [8, 8] of each library."""
-
-
-def golden(kind):
-    """Tensors with whole sinusoid tables, and what else the golden file says."""
-    name = GOLDEN[kind]
-    arrays = read_tensors(GOLDENS / f"{name}.safetensors")
-    about = json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
-    state = OrderedDict(
-        (key.removeprefix("state/"), torch.from_numpy(array))
-        for key, array in arrays.items()
-        if key.startswith("state/")
-    )
-    for key, shape in about.get("cut_tables", {}).items():
-        whole = sinusoidal_table(5000, shape[-1]).reshape(shape)
-        state[key] = torch.from_numpy(whole)
-    return state, about
-
-
-def lay_out_opennmt(folder, state, about):
-    def part(start):
-        return OrderedDict(
-            (key.removeprefix(start), x)
-            for key, x in state.items()
-            if key.startswith(start)
-        )
-
-    opt = {**about["opt"], "_all_transform": set(about["opt"]["_all_transform"])}
-    checkpoint = {
-        "model": part("model."),
-        "generator": part("generator."),
-        "vocab": about["vocab"],
-        "opt": argparse.Namespace(**opt),
-        "optim": {"training_step": 4, "decay_step": 5, "optimizer": {"state": {}}},
-    }
-    torch.save(checkpoint, folder / "model_step_4.pt")
-    return folder / "model_step_4.pt"
-
-
-def lay_out_sockeye(folder, state, about):
-    torch.save(state, folder / "params.00001")
-    (folder / "params.best").symlink_to("params.00001")
-    for name in ("config", "vocab.src.0.json", "vocab.trg.0.json", "version"):
-        (folder / name).write_text(about[name], encoding="utf-8")
-    return folder
-
-
-def lay_out_joeynmt(folder, state, about):
-    checkpoint = {
-        "model_state": state,
-        "optimizer_state": {"state": {}, "param_groups": []},
-        "train_iter_state": torch.zeros(4, dtype=torch.uint8),
-    }
-    torch.save(checkpoint, folder / "5.ckpt")
-    (folder / "best.ckpt").symlink_to("5.ckpt")
-    text = yaml.safe_dump(about["config"])
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
-    for name in ("src_vocab.txt", "trg_vocab.txt"):
-        text = "".join(f"{line}\n" for line in about[name])
-        (folder / name).write_text(text, encoding="utf-8")
-    return folder
-
-
-LAY_OUT = {
-    "opennmt": lay_out_opennmt,
-    "sockeye": lay_out_sockeye,
-    "joeynmt": lay_out_joeynmt,
-}
-
-
-def files_of(kind, folder, spoil=lambda state: None):
-    """Where `import` finds a model that was written as the library does."""
-    folder.mkdir()
-    state, about = golden(kind)
-    spoil(state)
-    return LAY_OUT[kind](folder, state, {"version": "3.1.34", **about})
-
-
-def import_to(output, kind, path, *more):
-    return main(["import", str(path), "--from", kind, "--output", str(output), *more])
 
 
 @pytest.fixture(scope="module", params=sorted(GOLDEN))
@@ -170,51 +72,6 @@ def test_every_bit_comes_back_through_files(imported, tmp_path):
             assert again.state[key].tobytes() == array.tobytes(), key
     config = library(kind).model_config(first.settings)
     assert library(kind).model_config(again.settings) == config
-
-
-def with_nan(state, key):
-    state[key] = state[key].clone()
-    state[key][0, 0] = float("nan")
-
-
-def without(state, key):
-    del state[key]
-
-
-def with_one_row_less(state, key):
-    state[key] = state[key][1:].clone()
-
-
-@pytest.mark.parametrize("kind", sorted(GOLDEN))
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (with_nan, "{key} holds NaN or infinity"),
-        (without, "missing: {key}"),
-        (with_one_row_less, "{key} is [7, 8], not [8, 8]"),
-    ],
-)
-def test_a_spoilt_checkpoint_gives_one_clear_error(
-    kind, spoil, message, tmp_path, capsys
-):
-    key = SPOILT[kind]
-    path = files_of(kind, tmp_path / "theirs", lambda state: spoil(state, key))
-    assert import_to(tmp_path / "run", kind, path) != 0
-    said = capsys.readouterr().err
-    assert message.format(key=key) in said
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("kind", sorted(GOLDEN))
-def test_a_checkpoint_with_a_program_is_refused(kind, tmp_path, capsys):
-    def spoil(state):
-        state["model.more"] = Path("anything")
-
-    path = files_of(kind, tmp_path / "theirs", spoil)
-    assert import_to(tmp_path / "run", kind, path) != 0
-    assert "could run any program" in capsys.readouterr().err
 
 
 OURS = {

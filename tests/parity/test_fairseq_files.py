@@ -6,7 +6,17 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from fairseq_reference import LEARNED, PAD, PRE, SOURCES, TARGETS, TINY, random_state
+from fairseq_reference import (
+    ALL_TIED,
+    LEARNED,
+    PAD,
+    PRE,
+    SOURCES,
+    TARGETS,
+    TINY,
+    D,
+    random_state,
+)
 
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.data.tokenizer import load_tokenizer
@@ -207,24 +217,165 @@ def test_dictionaries_of_another_model(folder):
     write_pickle(folder / "model.pt", checkpoint_of("args", TINY, random_state(TINY)))
     with (folder / "dict.en.txt").open("a") as file:
         file.write("mehr 1\n")
-    with pytest.raises(ValueError, match=r"12 symbols .* target table of the model 11"):
+    with pytest.raises(ValueError, match="12 symbols, but the model 11 target"):
         fairseq.read(folder, NO_OPTIONS)
+
+
+def test_what_is_given_for_the_source_serves_the_target_too(folder, tmp_path):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({**TINY, **ALL_TIED}))
+    state = random_state({**TINY, **ALL_TIED})
+    write_pickle(folder / "model.pt", {"model": state})
+    # fastBPE's codes count each merge; by hand: B i, then Bi e; r is left over.
+    (tmp_path / "codes").write_text("B i 7\nBi e 5\n")
+    given = Options(
+        settings=settings,
+        source_vocab=folder / "dict.en.txt",
+        source_codes=tmp_path / "codes",
+    )
+    more = "".join(f"{word} 1\n" for word in "abcde")
+    (folder / "dict.en.txt").write_text(f"Bie@@ 3\nr 2\n{more}")
+    tokenizer = fairseq.read(folder, given).tokenizer
+    assert tokenizer.encode_source("Bier") == [4, 5]
+    assert tokenizer.encode_target("Bier") == [4, 5]
+
+
+def exported(folder, tokenizer, **rows):
+    """A toy model of ours in fairseq's files; as they were, and as they are read."""
+    sizes = {
+        "source_vocab_size": tokenizer.source_vocab_size,
+        "target_vocab_size": tokenizer.target_vocab_size,
+    }
+    model, params = tiny_model(
+        sinusoid_layout="halves",
+        position_offset=2,
+        decoder_start="eos",
+        tied_embeddings="none",
+        **{**sizes, **rows},
+    )
+    settings, state = export_state("fairseq", model.config, params)
+    fairseq.write(folder, Foreign(settings, state, tokenizer), model.config)
+    return state, fairseq.read(folder, NO_OPTIONS)
+
+
+def test_two_sentencepiece_models_come_back(tmp_path):
+    pytest.importorskip("torch")
+    tokenizer = tiny_tokenizer(joint=False, vocab_size=60)
+    assert len(set(tokenizer.models)) == 2
+    _, back = exported(tmp_path, tokenizer)
+    assert isinstance(back.tokenizer, VocabularyTokenizer)
+    codes = back.tokenizer.source.codes, back.tokenizer.target.codes
+    assert codes == tokenizer.models
+    german, english = "die Frau liest ein Buch", "the woman reads a book"
+    ours, theirs = (
+        (
+            each.source_pieces(each.encode_source(german)),
+            each.target_pieces(each.encode_target(english)),
+        )
+        for each in (tokenizer, back.tokenizer)
+    )
+    assert ours == theirs
+
+
+def test_rows_without_a_symbol_get_those_that_fairseq_makes_up(tmp_path):
+    pytest.importorskip("torch")
+    state, back = exported(tmp_path, tiny_tokenizer(), source_vocab_size=108)
+    names = ["source", "target"]
+    lines = [(tmp_path / f"dict.{n}.txt").read_text().splitlines() for n in names]
+    assert [len(each) for each in lines] == [104, 96]
+    # As `Dictionary.pad_to_multiple_` of fairseq names and counts them.
+    assert lines[0][96:] == [f"madeupword{number:04d} 0" for number in range(8)]
+    for key in (*fairseq_files.EMBEDDED, fairseq_files.OUTPUT):
+        assert back.state[key].shape == state[key].shape
+        rows = [sorted(map(bytes, each[key])) for each in (state, back.state)]
+        assert rows[0] == rows[1], key
+
+
+def test_symbols_without_a_row_are_not_exported(tmp_path):
+    with pytest.raises(ValueError, match="100 symbols, but the model 92 target"):
+        exported(tmp_path, tiny_tokenizer(), target_vocab_size=92)
+    assert not [*tmp_path.iterdir()]
+
+
+LAYER = "encoder.layers.0.self_attn"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"encoder.version": np.zeros(0)},
+            r"encoder\.version is \[\], and must",
+        ),
+        ({"decoder.version": np.array([np.nan])}, r"version is \[nan\], and must be"),
+        ({f"{LAYER}.in_proj_weight": np.ones((7, D))}, r"in_proj_weight is \[7, 16\]"),
+        ({f"{LAYER}.in_proj_bias": np.ones(())}, "query, key and value"),
+        ({"foo.layer_norms.9.weight": np.ones(D)}, r"foo\.layer_norms\.9\.weight"),
+        ({"encoder.layers.0.layer_norms.9.bias": np.ones(D)}, r"layer_norms\.9\.bias"),
+        (
+            {"encoder.layers.0.layer_norms.0.weight": np.ones(D)},
+            "self_attn_layer_norm.weight twice.*layer_norms.0.weight",
+        ),
+        ({f"{LAYER}.in_proj_bias": np.ones(3 * D)}, "q_proj.bias twice.*in_proj_bias"),
+        (
+            {"decoder.embed_out": np.ones((TARGETS, D))},
+            "output_projection.weight tw",
+        ),
+    ],
+)
+def test_damaged_arrays_give_one_clear_error(change, message):
+    settings = dict(TINY)
+
+    def imported():
+        now = fairseq_files.upgraded({**random_state(TINY), **change}, settings)
+        import_state("fairseq", now, settings)
+
+    with pytest.raises(ValueError, match=message) as refusal:
+        imported()
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"args": "transformer"},
+            "'args' in the checkpoint must hold names with",
+        ),
+        ({"args": None, "cfg": [1]}, "'cfg' in the checkpoint must hold names"),
+        ({"args": None, "cfg": {"model": "x"}}, r"'cfg\.model' in the checkpoint must"),
+        ({"model": [1, 2]}, "'model' in .* holds no state dict"),
+        ({"model": {"encoder.version": 3}}, "'model' in .* holds no state dict"),
+        (
+            {"args": {**TINY, "encoder_layers": "6", "dropout": "x"}},
+            "encoder_layers is '6', and must be a whole number; dropout is 'x'",
+        ),
+        (
+            {"args": {**TINY, "encoder_normalize_before": "yes"}},
+            "must be true or f",
+        ),
+    ],
+)
+def test_damaged_checkpoints_give_one_clear_error(folder, tmp_path, change, message):
+    whole = checkpoint_of("args", TINY, random_state(TINY))
+    write_pickle(folder / "model.pt", {**whole, **change})
+    with pytest.raises(ValueError, match=message) as refusal:
+        import_run("fairseq", folder, tmp_path / "run")
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_settings_given_as_a_list(folder, tmp_path):
+    write_pickle(folder / "model.pt", {"model": random_state(TINY)})
+    (tmp_path / "settings.json").write_text("[1]")
+    with pytest.raises(FileError, match=r"settings\.json must hold names with values"):
+        fairseq.read(folder, Options(settings=tmp_path / "settings.json"))
 
 
 def test_our_own_run_is_numbered_as_fairseq_numbers(tmp_path):
     """Our tokenizers put pad first, fairseq bos: rows and dictionary move together."""
     pytest.importorskip("torch")
     tokenizer = tiny_tokenizer()
-    model, params = tiny_model(
-        sinusoid_layout="halves",
-        position_offset=2,
-        decoder_start="eos",
-        source_vocab_size=tokenizer.source_vocab_size,
-        target_vocab_size=tokenizer.target_vocab_size,
-    )
-    settings, state = export_state("fairseq", model.config, params)
-    fairseq.write(tmp_path, Foreign(settings, state, tokenizer), model.config)
-    back = fairseq.read(tmp_path, NO_OPTIONS)
+    state, back = exported(tmp_path, tokenizer)
     text = "der Mann liest ein Buch"
     ours, theirs = (each.encode_source(text) for each in (tokenizer, back.tokenizer))
     for one, other in zip(ours, theirs, strict=True):

@@ -193,6 +193,7 @@ def our_search(beams: int, alpha: float, *, limit: int = LIMIT) -> SearchConfig:
         method="beam" if beams > 1 else "greedy",
         beam_size=beams,
         alpha=alpha,
+        stop="bound",
         max_length_factor=0.0,
         max_length_offset=limit,
     )

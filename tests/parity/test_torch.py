@@ -1,8 +1,11 @@
 """`torch.nn.Transformer` itself, with random numbers in every parameter."""
 
 import json
+import pickle
+import re
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from comparing import TOLERANCE, largest_difference, our_logits
@@ -142,13 +145,107 @@ class Malicious:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_with_a_program_is_refused(tmp_path):
+def as_zip(value, path):
+    torch.save(value, path)
+
+
+def as_legacy(value, path):
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def as_pickle(value, path):
+    path.write_bytes(pickle.dumps(value, protocol=2))
+
+
+@pytest.mark.parametrize("write", [as_zip, as_legacy, as_pickle])
+def test_a_pickle_with_a_program_is_refused(tmp_path, write):
     trap = tmp_path / "created"
-    state = {"generator.weight": torch.zeros(2, 2), "x": Malicious(trap)}
-    torch.save(state, tmp_path / "model.pt")
-    with pytest.raises(FileError, match=r"model\.pt is refused.*open.*any program"):
+    state = {"generator.weight": [0.5], "x": Malicious(trap)}
+    write(state, tmp_path / "model.pt")
+    with pytest.raises(FileError, match=r"model\.pt.*") as refusal:
         read_pickle(tmp_path / "model.pt")
     assert not trap.exists()
+    said = str(refusal.value)
+    # PyTorch itself advises to switch the check off.
+    for advice in ("weights_only", "torch.load", "likely succeed", "\n"):
+        assert advice not in said
+    if write is not as_pickle:
+        assert re.search(r"is refused.*open.*any program", said)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a pickle at all", pickle.dumps([1], protocol=4)]
+)
+def test_what_torch_did_not_write_is_told_in_our_words(tmp_path, content):
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(FileError, match=r"cannot be read by PyTorch") as refusal:
+        read_pickle(tmp_path / "model.pt")
+    assert "weights_only" not in str(refusal.value)
+
+
+def test_every_flipped_byte_of_the_numbers_is_found(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"weight": torch.arange(64, dtype=torch.float32)}, path)
+    content = path.read_bytes()
+    first = content.index(np.arange(64, dtype=np.float32).tobytes())
+    for place in range(first, first + 256, 51):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(FileError, match=r"model\.pt is damaged: its part .*data/0"):
+            read_pickle(path)
+    path.write_bytes(content)
+    assert read_pickle(path)["weight"].shape == (64,)
+
+
+ODD: dict[str, Any] = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "meta": lambda: torch.ones(3, device="meta"),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "float8_e4m3fn": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.filterwarnings("ignore")  # PyTorch is about to give some of them up
+def test_a_tensor_without_plain_numbers_is_named(tmp_path, kind):
+    state = {"model": {"a.weight": ODD[kind]()}}
+    torch.save(state, tmp_path / "model.pt")
+    message = rf"a\.weight is a tensor of the kind {kind}.*ordinary tensor of float32"
+    with pytest.raises(FileError, match=rf"model\.pt: model: {message}"):
+        read_pickle(tmp_path / "model.pt")
+    with pytest.raises(FileError, match=message):
+        import_state("torch", state["model"], {"nhead": 2})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_modules_own_parameters_are_taken(dtype):
+    model = torch_model(whole("tied")).to(dtype)
+    given = {"nhead": 2}
+    states = [model.state_dict(), model.state_dict(keep_vars=True)]
+    assert any(x.requires_grad for x in states[1].values())
+    if dtype == torch.float16:
+        states = states[:1]
+    for state in states:
+        # The table of sinusoids was made in float32.
+        state[theirs.SINUSOIDS] = torch_model(whole("tied")).state_dict()[
+            theirs.SINUSOIDS
+        ]
+        config, params = import_state("torch", state, given)
+        assert config.tied_embeddings == "all"
+        table = params["shared_embedding"]["embedding"]
+        assert table.dtype == np.float32
+        wanted = model.src_tok_emb.embedding.weight.detach().float().numpy()
+        np.testing.assert_array_equal(table, wanted)
+
+
+def test_bfloat16_is_written_bit_by_bit(tmp_path):
+    numbers = torch.tensor([0.5, -3.0, 1e-30]).to(torch.bfloat16)
+    ours = np.asarray(jax.numpy.asarray([0.5, -3.0, 1e-30], jax.numpy.bfloat16))
+    write_pickle(tmp_path / "model.pt", {"x": ours})
+    found = torch.load(tmp_path / "model.pt")["x"]
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, numbers)
 
 
 def test_fields_of_an_allowed_class_are_kept_and_its_code_is_not(tmp_path):

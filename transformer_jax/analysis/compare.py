@@ -52,13 +52,39 @@ def ids_with_padding(
 ) -> Ids:
     """Token ids padded with `pad_id` on either side; a decoder may start from it too.
 
+    Raises ValueError unless both are whole numbers, of as many rows, with a token.
+
     >>> ids_with_padding(np.array([[7, 2, 0]]), np.array([[0, 7, 0]]), 0)[2:]
     (array([[1, 1, 0]], dtype=int32), array([[1, 1, 0]], dtype=int32))
     """
+    _check_ids(inputs, decoder_inputs, pad_id)
     segments = [(ids != pad_id).astype(np.int32) for ids in (inputs, decoder_inputs)]
     segments[1][:, 0] = 1
     numbers = (ids.astype(np.int32) for ids in (inputs, decoder_inputs))
     return Ids(*numbers, *segments)
+
+
+def _check_ids(inputs: np.ndarray, decoder_inputs: np.ndarray, pad_id: int) -> None:
+    for name, ids in (("inputs", inputs), ("decoder_inputs", decoder_inputs)):
+        wanted = "token ids are whole numbers in an array of a row for each sentence"
+        if ids.ndim != 2 or not ids.size:
+            raise ValueError(f"{name} is of shape {list(ids.shape)}, but {wanted}.")
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"{name} is of type {ids.dtype}, but {wanted}.")
+        if ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"{name} goes from {ids.min()} to {ids.max()}: such are no token ids."
+            )
+    if len(inputs) != len(decoder_inputs):
+        raise ValueError(
+            f"inputs has {len(inputs)} rows and decoder_inputs {len(decoder_inputs)}: "
+            "row n of one must be the source of row n of the other."
+        )
+    if (inputs == pad_id).all():
+        raise ValueError(
+            f"inputs holds nothing but {pad_id}, which is padding: there is nothing to "
+            "compare. Give sentences, numbered by the first run's tokenizer."
+        )
 
 
 def places_of(config: ModelConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures as PNG files: attention, curves of a run, positions, learning rates.
+"""Pictures as PNG files: attention, and the curves of a run.
 
 Every function writes its picture and returns the figure. None touches matplotlib's
 global state, so they work anywhere, also without a display.
@@ -8,13 +8,11 @@ import functools
 import json
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from transformer_jax.models.embeddings import sinusoidal_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,44 +119,6 @@ def plot_curves(log_path: Path, output: Path) -> "Figure":
     last = max(entry["step"] for entry in (*train, *dev))
     for axes in (loss, rate, quality):
         axes.set_xlim(0, max(1, 1.03 * last))
-    return _save(figure, output)
-
-
-def plot_positions(
-    num_positions: int, d_model: int, output: Path, *, layout: str = "interleaved"
-) -> "Figure":
-    """The sinusoidal position table as a picture, and a few of its waves."""
-    table = sinusoidal_table(num_positions, d_model, layout)
-    figure = _figure(11, 6, layout="constrained")
-    picture, waves = figure.subplots(2, 1, height_ratios=(3, 2))
-    image = picture.imshow(
-        table.T, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
-    )
-    figure.colorbar(image, ax=picture, ticks=[-1, 0, 1], pad=0.01)
-    picture.set_ylabel("dimension", color=GREY)
-    picture.set_title(f"Position encodings, {layout}", loc="left", fontsize=11)
-    shown = sorted({4, 5, d_model // 8, d_model // 4} & set(range(d_model)))
-    for dimension, color in zip(shown, (BLUE, ORANGE, GREEN, PURPLE), strict=False):
-        waves.plot(table[:, dimension], color=color, label=f"dimension {dimension}")
-    waves.set_xlim(-0.5, num_positions - 0.5)
-    _finish(waves, "", x="position")
-    waves.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=4, frameon=False)
-    return _save(figure, output)
-
-
-def plot_schedules(
-    schedules: Mapping[str, Callable[[Any], Any]], num_steps: int, output: Path
-) -> "Figure":
-    """Learning rates by step of named schedules, as the paper's section 5.3 has them.
-
-    A schedule gives the rate of update `count + 1` for `count` = 0, 1, …
-    """
-    figure = _figure(7.5, 4, layout="constrained")
-    axes = figure.subplots()
-    steps = np.unique(np.linspace(0, num_steps - 1, 500).astype(int))
-    for name, schedule in schedules.items():
-        axes.plot(steps + 1, [float(schedule(step)) for step in steps], label=name)
-    _finish(axes, "Learning rate")
     return _save(figure, output)
 
 

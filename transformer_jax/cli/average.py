@@ -58,7 +58,9 @@ def run(args: Args) -> int:
     listed = ", ".join(map(str, steps))
     last = max(steps)
     output = CheckpointStore(args.output)
-    output.write_run(store.config_json(last), store.tokenizer_files(last))
+    output.write_run(
+        store.config_json(last), store.tokenizer_files(last), origin=store.origin()
+    )
     note = f"average of steps {listed} of {args.checkpoint}"
     output.save(last, {"params": params}, note=note)
     print(f"{args.output}: {note}, params_sha256 {params_sha256(params)[:16]}…")

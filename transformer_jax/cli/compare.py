@@ -94,9 +94,12 @@ def in_words(found: "list[Difference]", facts: dict) -> str:
     text = [f"{'place':<{width}}  max abs   max rel"]
     text += [f"{d.place:<{width}}  {d.max_abs:.1e}   {d.max_rel:.1e}" for d in found]
     if facts["lacking"]:
-        text.append(f"only in one of the two: {', '.join(facts['lacking'])}")
+        text.append(
+            f"the two differ: only one of them has {', '.join(facts['lacking'])}"
+        )
     if facts["first"] is None:
-        text.append(f"all of these agree within {facts['tolerance']:g}")
+        which = "the places of both" if facts["lacking"] else "all of these"
+        text.append(f"{which} agree within {facts['tolerance']:g}")
     else:
         text.append(
             f"first to differ by more than {facts['tolerance']:g}: {facts['first']}"

@@ -4,10 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tqdm
 import tyro
 
-from transformer_jax.cli.lines import json_line, one_line, output_to
+from transformer_jax.cli.lines import (
+    check_at_least_one,
+    check_output,
+    json_line,
+    lines_bar,
+    one_line,
+    output_to,
+)
 from transformer_jax.cli.searching import AS_TRAINED, SearchOptions, chosen_search
 
 
@@ -53,6 +59,8 @@ def run(args: Args) -> int:
     )
 
     check_tokenizer(args.tokenize)
+    check_at_least_one(batch_tokens=args.batch_tokens)
+    check_output(args.output, read=(args.source, args.reference))
     if (args.hypothesis is None) == (args.checkpoint is None):
         raise ValueError("Give either --checkpoint with --source, or --hypothesis.")
     if args.hypothesis is not None:
@@ -86,7 +94,7 @@ def _translations(args: Args, sources: list[str]) -> list[str]:
 
     translator = Translator.load(args.checkpoint or "", step=args.step)
     search = chosen_search(translator.search, args.search)
-    with tqdm.tqdm(total=len(sources), unit=" lines", disable=not args.progress) as bar:
+    with lines_bar(len(sources), shown=args.progress) as bar:
         found = translator.translate(
             sources,
             search=search,

@@ -51,7 +51,10 @@ class Args:
 
 def run(args: Args) -> int:
     """Writes the run and says what it is."""
+    from transformer_jax.checkpoint import CheckpointStore
+    from transformer_jax.data.tokenizer import load_tokenizer
     from transformer_jax.interop.library import Options, import_run
+    from transformer_jax.interop.vocabularies import described
 
     options = Options(
         **{name: getattr(args, name) for name in Options._fields},
@@ -60,7 +63,12 @@ def run(args: Args) -> int:
     print(
         f"{args.output}: {model.num_encoder_layers}+{model.num_decoder_layers} layers, "
         f"d_model {model.d_model}, {model.source_vocab_size:,} source and "
-        f"{model.target_vocab_size:,} target symbols, from {args.path}\n"
-        f"next         transformer-jax translate --checkpoint {args.output}"
+        f"{model.target_vocab_size:,} target symbols, from {args.path}"
     )
+    store = CheckpointStore(args.output)
+    tokenizer = load_tokenizer(store.tokenizer_files(0))
+    print(f"tokenizer: {described(tokenizer)}")
+    for note in (store.origin() or {})["only_in_training"]:
+        print(f"only in training: {note}")
+    print(f"next         transformer-jax translate --checkpoint {args.output}")
     return 0

@@ -78,12 +78,19 @@ def in_words(facts: dict[str, Any]) -> str:
         "ema_params_sha256": facts.get("ema_params_sha256", ""),
         "dev metrics": ", ".join(metrics) or "none",
         "note": facts["note"],
-        "origin": "{run} step {step}".format(**facts["origin"])
-        if facts["origin"]
-        else "",
+        "origin": _origin(facts["origin"]),
     }
     text = [f"{name:<19}{value}" for name, value in lines.items() if value != ""]
     text.append("settings that are not the defaults:")
     changes = changed_settings(Config(), config)
     text += [f"  {change.name} {change.new}" for change in changes] or ["  none"]
     return "\n".join(text)
+
+
+def _origin(origin: dict[str, Any] | None) -> str:
+    """Where the first weights came from: another run, or another library's files."""
+    if origin is None:
+        return ""
+    if "library" in origin:
+        return "{path} of {library}".format(**origin)
+    return "{run} step {step}".format(**origin)

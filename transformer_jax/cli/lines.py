@@ -9,9 +9,11 @@ import queue
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
+
+import tqdm
 
 from transformer_jax.data.text import open_text, without_end
 
@@ -111,6 +113,41 @@ def _decode(raw: list[bytes]) -> Chunk:
     return Chunk(lines, damaged)
 
 
+def check_output(path: Path | None, *, read: Sequence[Path | None]) -> None:
+    """Raises ValueError, before any work, where `output_to` could not write.
+
+    `read` are the verb's own sources; None, as for `path`, is no file.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder: name a file.")
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} for --output: make it.")
+    for source in read:
+        if source and path.is_file() and source.exists() and path.samefile(source):
+            raise ValueError(
+                f"--output {path} is the file that is read, which would be lost: name "
+                "another file."
+            )
+
+
+def check_at_least_one(**options: int | None) -> None:
+    """Raises ValueError for an option that is given and below 1."""
+    for name, value in options.items():
+        if value is not None and value < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is {value}: it must be at least 1.")
+
+
+@contextlib.contextmanager
+def lines_bar(total: int | None, *, shown: bool) -> Iterator[tqdm.tqdm]:
+    """A progress bar on stderr; an error wipes it away, so that its message is seen."""
+    with tqdm.tqdm(total=total, unit=" lines", disable=not shown, leave=False) as bar:
+        yield bar
+        bar.leave = True
+
+
 @contextlib.contextmanager
 def output_to(path: Path | None) -> Iterator[TextIO]:
     """stdout, or a file that appears under its name when all is written."""
@@ -121,10 +158,6 @@ def output_to(path: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    if path.is_dir():
-        raise ValueError(f"--output {path} is a folder: name a file.")
-    if not path.parent.is_dir():
-        raise ValueError(f"There is no folder {path.parent} for --output: make it.")
     if path.exists() and not path.is_file():
         # A pipe or a device is written to; it must not be replaced by a file.
         with path.open("w", encoding="utf-8", newline="\n") as file:

@@ -4,9 +4,13 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import tqdm
-
-from transformer_jax.cli.lines import json_line, output_to
+from transformer_jax.cli.lines import (
+    check_at_least_one,
+    check_output,
+    json_line,
+    lines_bar,
+    output_to,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,17 +44,15 @@ def run(args: Args) -> int:
     from transformer_jax.translation.scoring import score_pairs
     from transformer_jax.translation.translator import Translator
 
-    if args.batch_tokens < 1:
-        raise ValueError(
-            f"--batch-tokens is {args.batch_tokens}: at least 1 is needed."
-        )
+    check_at_least_one(batch_tokens=args.batch_tokens)
+    check_output(args.output, read=(args.source, args.target))
     sources, targets = read_pairs([args.source], [args.target])
     translator = Translator.load(args.checkpoint, step=args.step)
     # A bar between lines of output on the same screen helps nobody.
     shown = args.progress and (args.output is not None or not sys.stdout.isatty())
     with (
         output_to(args.output) as out,
-        tqdm.tqdm(total=len(sources), unit=" lines", disable=not shown) as bar,
+        lines_bar(len(sources), shown=shown) as bar,
     ):
         scores = score_pairs(
             translator.model,

@@ -19,6 +19,10 @@ class SearchOptions:
     ((5 + length) / 6)^alpha. none: nothing."""
     alpha: float | None = None
     """Exponent of the length penalty."""
+    stop: Literal["first", "beams", "bound"] | None = None
+    """When beam search is done with a sentence. beams: as many translations as beams
+    have ended. first: as many as are wanted have. bound: none that is still going on
+    could beat them; slower, never worse in score."""
     max_length_factor: float | None = None
     """A translation has at most factor * source pieces + offset pieces."""
     max_length_offset: int | None = None
@@ -37,6 +41,11 @@ def chosen_search(
     >>> chosen_search(SearchConfig(), SearchOptions(beam_size=2)).beam_size
     2
     """
+    if options.method == "greedy" and (options.beam_size or 1) > 1:
+        raise ValueError(
+            f"--beam-size is {options.beam_size}, but --method greedy keeps one "
+            "prefix: leave out one of them."
+        )
     changes = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(SearchOptions)

@@ -1,8 +1,9 @@
 """transformer-jax translate: lines of text in, as many lines out."""
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +12,13 @@ import tyro
 
 from transformer_jax.cli.lines import (
     Chunk,
+    check_at_least_one,
+    check_output,
     check_readable,
     count_lines,
     file_chunks,
     json_line,
+    lines_bar,
     one_line,
     output_to,
     stdin_chunks,
@@ -23,6 +27,9 @@ from transformer_jax.cli.searching import AS_TRAINED, SearchOptions, chosen_sear
 
 if TYPE_CHECKING:
     from transformer_jax.translation.translator import Hypothesis, Translation
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,21 +61,33 @@ class Args:
     --n-best also hypotheses, a list of such objects."""
     search: Annotated[SearchOptions, tyro.conf.arg(name="")] = AS_TRAINED
     batch_tokens: int | None = None
-    """Source pieces translated together, padding and beams counted."""
+    """Source pieces that a device searches side by side, padding and beams counted."""
+    batch_size: int | None = None
+    """Lines that a device searches side by side, at most. Default: as --batch-tokens
+    says."""
+    devices: int | None = None
+    """Devices that work side by side. Default: all; of a CPU, one for each core, up to
+    eight."""
     progress: bool = True
     """A progress bar on stderr, when --input is given."""
 
 
 def run(args: Args) -> int:
     """Translates; warns on stderr."""
-    for name, value in (("n-best", args.n_best), ("batch-tokens", args.batch_tokens)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}: it must be at least 1.")
+    check_at_least_one(
+        n_best=args.n_best,
+        batch_tokens=args.batch_tokens,
+        batch_size=args.batch_size,
+        devices=args.devices,
+    )
     if args.input is not None:
         check_readable(args.input)
+    check_output(args.output, read=(args.input or Path("/dev/stdin"),))
+    from transformer_jax.parallel import devices_side_by_side
     from transformer_jax.translation.translator import BATCH_TOKENS, Translator
 
-    translator = Translator.load(args.checkpoint, step=args.step)
+    devices = devices_side_by_side(args.devices)
+    translator = Translator.load(args.checkpoint, step=args.step, devices=devices)
     search = chosen_search(translator.search, args.search, n_best=args.n_best)
     several = search.n_best > 1
     done, damaged = 0, []
@@ -78,6 +97,7 @@ def run(args: Args) -> int:
                 chunk.lines,
                 search=search,
                 batch_tokens=args.batch_tokens or BATCH_TOKENS,
+                batch_size=args.batch_size,
                 progress=bar.update,
                 first_line=done + 1,
             )
@@ -90,10 +110,12 @@ def run(args: Args) -> int:
             damaged += [done + place + 1 for place in chunk.damaged]
             done += len(chunk.lines)
     if damaged:
-        print(
-            f"warning: {len(damaged)} of {done} lines held bytes that are not UTF-8, "
-            f"which were replaced by U+FFFD. The first is line {damaged[0]}.",
-            file=sys.stderr,
+        logger.warning(
+            "%d of %d lines held bytes that are not UTF-8, which were replaced by "
+            "U+FFFD. The first is line %d.",
+            len(damaged),
+            done,
+            damaged[0],
         )
     return 0
 
@@ -130,9 +152,9 @@ def _chunks(args: Args) -> Iterator[Chunk]:
     return stdin_chunks() if args.input is None else file_chunks(args.input)
 
 
-def _bar(args: Args) -> tqdm.tqdm:
+def _bar(args: Args) -> AbstractContextManager[tqdm.tqdm]:
     shown = args.input is not None and args.progress
     total = None
     if args.input is not None and shown and args.input.is_file():
         total = count_lines(args.input)
-    return tqdm.tqdm(total=total, unit=" lines", disable=not shown)
+    return lines_bar(total, shown=shown)

@@ -72,6 +72,17 @@ def make_example(
     )
 
 
+def check_positions(example: Example, model: ModelConfig, *, name: str) -> None:
+    """A learned position table must hold a pair that may not be left out."""
+    longest = max(len(example["inputs"]), len(example["targets"]))
+    if longest > model.num_positions:
+        raise ValueError(
+            f"{name} has {longest} pieces on a side, but the learned position table "
+            f"has {model.num_positions}: shorten the pair or leave it out, or train "
+            "with a larger model.max_positions."
+        )
+
+
 def judge(example: Example, data: DataConfig) -> Verdict:
     """What the training filter says of a pair; lengths count the end tokens."""
     inputs, targets = example["inputs"], example["targets"]

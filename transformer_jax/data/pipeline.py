@@ -24,7 +24,12 @@ from transformer_jax.data.batching import (
     lengths,
     stack_rows,
 )
-from transformer_jax.data.examples import FilterCounts, judge, make_example
+from transformer_jax.data.examples import (
+    FilterCounts,
+    check_positions,
+    judge,
+    make_example,
+)
 from transformer_jax.data.stream import ExampleStream, Reader
 
 if TYPE_CHECKING:
@@ -262,6 +267,8 @@ def eval_batches(
         make_example(pairs[i], tokenizer, model)  # pyright: ignore[reportArgumentType]
         for i in range(len(pairs))
     ]
+    for line, example in enumerate(examples, start=1):
+        check_positions(example, model, name=f"Line {line}")
     longer = np.array([max(lengths(example)) for example in examples], np.int64)
     order = np.argsort(-longer, kind="stable")
     start = 0

@@ -100,12 +100,6 @@ def open_split(config: DataConfig, split: str, *, workdir: Path) -> PairSource:
     return TfdsPairs(records, source, target, name=name)
 
 
-def list_splits(config: DataConfig, *, workdir: Path) -> dict[str, int]:
-    """The name and number of pairs of each split."""
-    builder = prepared_builder(config, workdir=workdir)
-    return {name: info.num_examples for name, info in builder.info.splits.items()}
-
-
 def prepared_builder(config: DataConfig, *, workdir: Path) -> tfds.core.DatasetBuilder:
     """The TFDS builder of a data set, its records on disk."""
     own = config.name in OWN_BUILDERS

@@ -5,9 +5,16 @@ follows from (seed, p) alone, so any position can be read again at any time: tha
 how training resumes at the exact batch from a few numbers.
 """
 
+import contextlib
 import itertools
+import multiprocessing
+import os
 import pickle
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import grain
@@ -98,10 +105,16 @@ class Reader:
         self._chunks = iter(
             chunks.to_iter_dataset(
                 grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-            ).mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+            ).mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=num_workers),
+                worker_init_fn=_leave_with_parent,
+            )
         )
+        with _deaf_to_stop_signals():
+            first = next(self._chunks)  # starts the workers
         # As bytes: Grain gives each array a piece of shared memory, slow when small.
-        self._examples = itertools.chain.from_iterable(map(pickle.loads, self._chunks))
+        chunks = map(pickle.loads, itertools.chain([first], self._chunks))
+        self._examples = itertools.chain.from_iterable(chunks)
 
     def __next__(self) -> Example:
         return next(self._examples)
@@ -110,3 +123,31 @@ class Reader:
         """End the worker processes."""
         if self._chunks is not None:
             self._chunks.close()
+
+
+@contextlib.contextmanager
+def _deaf_to_stop_signals() -> Iterator[None]:
+    """Processes started inside never get Ctrl-C or SIGTERM, from their birth on.
+
+    Both go to the whole process group, but a worker that died of one would take the
+    run's next batch with it: the run stops where it wants, then ends its workers.
+    """
+    # Where it starts first, it would lift the block again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_with_parent(index: int, count: int) -> None:
+    """Ends this worker when the run is gone: nobody else could, short of SIGKILL."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

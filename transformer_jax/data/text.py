@@ -56,11 +56,6 @@ def stream_lines(path: Path) -> Iterator[str]:
         raise ValueError(f"{path} is empty: it must hold one sentence a line.")
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file; see `stream_lines`."""
-    return list(stream_lines(path))
-
-
 def stream_pairs(
     source: Sequence[Path], target: Sequence[Path]
 ) -> Iterator[tuple[str, str]]:
@@ -90,21 +85,16 @@ def read_pairs(
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """Twelve hex digits of the files' contents, in order.
+    """Twelve hex digits of the files' texts, in order; compressed or not is the same.
 
-    Raises ValueError when a file is missing or empty.
+    Raises ValueError when a file is missing, empty or damaged.
     """
     digest = hashlib.sha256()
     for path in paths:
-        try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-                if not file.tell():
-                    raise ValueError(
-                        f"{path} is empty: it must hold one sentence a line."
-                    )
-        except OSError as error:
-            raise ValueError(_unreadable(path, error)) from None
+        with open_text(path) as file:
+            if not file.peek(1):
+                raise ValueError(f"{path} is empty: it must hold one sentence a line.")
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
 
 

@@ -32,6 +32,7 @@ from transformer_jax.interop.library import (
 )
 from transformer_jax.interop.rules import (
     Derived,
+    StateDict,
     Table,
     attention,
     dense,
@@ -163,22 +164,31 @@ def table(config: ModelConfig, settings: Mapping[str, Any]) -> Table:
     return Table(config, rows)
 
 
-def read(path: Path, options: Options) -> Foreign:
-    """A folder with weights and config.json, or a file of weights and --settings."""
-    state = read_state(path)
-    given = read_settings(path, options)
+def completed(
+    state: StateDict, settings: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tied arrays under all their names, and the settings that the weights tell."""
+    given = dict(settings)
     tying = given.get("tied_embeddings") or found_tying(state, *TABLES)
     state = with_tied(state, tying, *TABLES)
+    given["tied_embeddings"] = tying
+    if {"N", "d_model", "d_ff", "src_vocab", "tgt_vocab"} <= given.keys():
+        return state, given
     source_size, width = rows_and_width(state, TABLES[0])
     found = {
-        "tied_embeddings": tying,
         "N": count_layers(state, "encoder.layers."),
         "d_model": width,
         "d_ff": rows_and_width(state, "encoder.layers.0.feed_forward.w_1.weight")[0],
         "src_vocab": source_size,
         "tgt_vocab": rows_and_width(state, TABLES[1])[0],
     }
-    theirs = AnnotatedSettings(**{**found, **given})
+    return state, {**found, **given}
+
+
+def read(path: Path, options: Options) -> Foreign:
+    """A folder with weights and config.json, or a file of weights and --settings."""
+    state, given = completed(read_state(path), read_settings(path, options))
+    theirs = AnnotatedSettings(**given)
     tokenizer = tokenizer_from(
         path,
         options,
@@ -190,4 +200,4 @@ def read(path: Path, options: Options) -> Foreign:
 
 def write(path: Path, foreign: Foreign, config: ModelConfig) -> None:
     """model.safetensors, config.json, and the tokenizer's files."""
-    write_folder(path, foreign)
+    write_folder(path, foreign, config)

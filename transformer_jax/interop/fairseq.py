@@ -19,11 +19,13 @@ import numpy as np
 
 from transformer_jax.config import ModelConfig, SearchConfig
 from transformer_jax.interop import fairseq_files as files
+from transformer_jax.interop.checks import changed, check_fields, kinds_of
 from transformer_jax.interop.library import Foreign, Options, differences, refuse
 from transformer_jax.interop.rules import (
     Derived,
     Row,
     Rule,
+    StateDict,
     Table,
     attention,
     dense,
@@ -117,6 +119,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:
     """fairseq's arguments in our settings; refuses what has no place in them."""
     args = _completed(settings)
+    check_fields(args, kinds_of(DEFAULTS), "The arguments of fairseq")
     refuse("fairseq", _unlike(args))
     learned, all_tied = args["encoder_learned_pos"], args["share_all_embeddings"]
     tied = "target_output" if args["share_decoder_input_output_embed"] else "none"
@@ -146,6 +149,12 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
         source_vocab_size=args.get("source_vocab_size", 0),
         target_vocab_size=args.get("target_vocab_size", 0),
     )
+
+
+def only_in_training(settings: Mapping[str, Any]) -> list[str]:
+    """Layers that fairseq leaves out at random, and fine-tuning here does not."""
+    names = [f"{side}_layerdrop" for side in ("encoder", "decoder")]
+    return changed({name: (settings.get(name) or 0.0, 0.0) for name in names})
 
 
 def settings_of(config: ModelConfig) -> dict[str, Any]:
@@ -209,6 +218,22 @@ def table(config: ModelConfig, settings: Mapping[str, Any]) -> Table:
     return Table(config, rows)
 
 
+def completed(
+    state: StateDict, settings: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A state dict of any age as version 0.12 has it, and what it tells."""
+    if missing := [name for name in files.EMBEDDED if name not in state]:
+        raise ValueError(
+            f"The weights have no {' and no '.join(missing)}: they are of no "
+            "transformer of fairseq. Give the checkpoint's whole 'model'."
+        )
+    theirs = dict(settings)
+    for side, name in zip(("source", "target"), files.EMBEDDED, strict=True):
+        if state[name].ndim == 2:
+            theirs.setdefault(f"{side}_vocab_size", state[name].shape[0])
+    return files.upgraded(state, theirs), theirs
+
+
 def read(path: Path, options: Options) -> Foreign:
     """A checkpoint, or a folder with one; dictionaries and codes beside it."""
     file = files.checkpoint_file(path)
@@ -221,7 +246,7 @@ def read(path: Path, options: Options) -> Foreign:
 
 def write(path: Path, foreign: Foreign, config: ModelConfig) -> None:
     """model.pt with arguments, dict.source.txt, dict.target.txt, and codes."""
-    files.write_folder(path, foreign)
+    files.write_folder(path, foreign, config)
 
 
 def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:

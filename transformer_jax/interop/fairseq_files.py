@@ -2,31 +2,35 @@
 
     model.pt                            or checkpoint_best.pt, checkpoint_last.pt
     dict.de.txt, dict.en.txt            a symbol and its count on each line
-    bpecodes, sentencepiece.bpe.model   what splits words, where text is not split yet
+    bpecodes, sentencepiece.bpe.model   what splits words, where text is not split yet;
+                                        if the two languages differ in it, with .source
+                                        and .target at the end
 
 A checkpoint keeps its arguments as an `argparse.Namespace` (`args`, up to 0.10), as an
 omegaconf object (`cfg`, 0.10), or as plain dicts with a Namespace inside (since).
 """
 
 import argparse
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from transformer_jax.config import ModelConfig
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.data.vocabulary_tokenizer import (
     Side,
     VocabularyTokenizer,
     numbers_tokenizer,
 )
+from transformer_jax.interop import vocabularies
+from transformer_jax.interop.checks import arrays, collected, given_settings, mapping
 from transformer_jax.interop.files import (
     PICKLES,
     FileError,
-    check_file,
     find_file,
-    read_json,
     read_pickle,
     read_tensors,
     write_pickle,
@@ -37,8 +41,6 @@ from transformer_jax.interop.rules import StateDict
 CHECKPOINTS = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
 """Looked for in a folder, in this order."""
 CODES = ("bpecodes", "code", "sentencepiece.bpe.model")
-SENTENCEPIECE_START = b"\n"
-"""First byte of a SentencePiece model (a protobuf field); codes are lines of text."""
 CLASSES = (
     "argparse.Namespace",
     *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")),
@@ -51,8 +53,9 @@ CLASSES = (
     "typing.*",
 )
 """What fairseq's checkpoints hold besides arrays; all of it is kept as fields only."""
-SPECIAL_IDS = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
-SPECIAL_SYMBOLS: tuple[str, ...] = ("<s>", "<pad>", "</s>", "<unk>")
+SPECIALS = {"bos_id": "<s>", "pad_id": "<pad>", "eos_id": "</s>", "unk_id": "<unk>"}
+SPARE = "madeupword"
+"""What fairseq calls rows without a symbol, with a number; their count is 0."""
 OVERWRITE = "#fairseq:overwrite"
 NORMS = {
     "encoder": ("self_attn_layer_norm", "final_layer_norm"),
@@ -79,16 +82,14 @@ def read_checkpoint(
     checkpoint: Any = {}
     if file.suffix in PICKLES:
         checkpoint = read_pickle(file, classes=CLASSES)
-        state = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
-        if not isinstance(state, Mapping):
+        if not isinstance(checkpoint, Mapping) or "model" not in checkpoint:
             raise FileError(
                 f"{file} is not a checkpoint of fairseq: there is no 'model' in it."
             )
+        state = arrays(checkpoint["model"], f"'model' in {file}")
     else:
         state = read_tensors(file)
-    settings = settings_in(checkpoint)
-    if options.settings:
-        settings |= read_json(options.settings)
+    settings = settings_in(checkpoint) | given_settings(options)
     if not settings:
         raise FileError(
             f"{file} holds no settings (neither 'args' nor 'cfg'): give them as "
@@ -98,23 +99,26 @@ def read_checkpoint(
     if missing:
         raise FileError(f"{file} has no {' and no '.join(missing)}: not such a model.")
     for side, name in zip(("source", "target"), EMBEDDED, strict=True):
-        settings[f"{side}_vocab_size"] = state[name].shape[0]
+        settings[f"{side}_vocab_size"] = len(np.atleast_1d(state[name]))
     return upgraded(state, settings), settings
 
 
 def settings_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """fairseq's arguments, flat and without those that are None."""
     args = _plain(checkpoint.get("args"))
-    whole = _plain(checkpoint.get("cfg")) or {}
+    whole = mapping(_plain(checkpoint.get("cfg")) or {}, "'cfg' in the checkpoint")
     if args is None:
-        task, model = whole.get("task") or {}, whole.get("model") or {}
+        task, model = (
+            mapping(whole.get(name) or {}, f"'cfg.{name}' in the checkpoint")
+            for name in ("task", "model")
+        )
         names = {
             "task": model.get("task") or task.get("_name"),
             "arch": model.get("arch") or model.get("_name"),
         }
         args = {**task, **model, **names}
     flat = {}
-    for name, value in args.items():
+    for name, value in mapping(args, "'args' in the checkpoint").items():
         if isinstance(value, Mapping):
             flat |= {f"{name}_{inner}": each for inner, each in value.items()}
         else:
@@ -129,9 +133,12 @@ def upgraded(state: StateDict, settings: dict[str, Any]) -> dict[str, np.ndarray
     Older ones fuse query, key and value in one array, number their norms, and do not
     repeat the output projection; newer ones keep fewer buffers.
     """
-    now: dict[str, np.ndarray] = {}
-    for key, array in state.items():
-        now |= _renamed(key, array)
+    found = (
+        (name, key, part)
+        for key, array in state.items()
+        for name, part in _renamed(key, array)
+    )
+    now = collected(found, "The weights")
     if OUTPUT not in now:
         tied = settings.get("share_all_embeddings") or settings.get(
             "share_decoder_input_output_embed"
@@ -140,6 +147,11 @@ def upgraded(state: StateDict, settings: dict[str, Any]) -> dict[str, np.ndarray
             now[OUTPUT] = now[EMBEDDED[1]]
     for side in ("encoder", "decoder"):
         version = now.setdefault(f"{side}.version", np.ones(1, np.float32))
+        if version.size != 1 or not np.isfinite(version).all():
+            raise FileError(
+                f"{side}.version is {version.tolist()}, and must be one number: is the "
+                "file whole?"
+            )
         settings[f"{side}_version"] = int(version.reshape(-1)[0])
         if f"{side}.embed_positions.weight" not in now:
             unread = f"{side}.embed_positions._float_tensor"
@@ -153,14 +165,9 @@ def read_dictionary(path: Path) -> tuple[str, ...]:
     Of a symbol that is there twice, fairseq looks up the later one; the earlier one is
     marked, so that it is not found.
     """
-    check_file(path)
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path} is not UTF-8 text: {error}.") from None
-    symbols = list(SPECIAL_SYMBOLS)
+    symbols = list(SPECIALS.values())
     ids = {symbol: number for number, symbol in enumerate(symbols)}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(vocabularies.read_lines(path), start=1):
         kept = line.rstrip().removesuffix(f" {OVERWRITE}")
         symbol, space, count = kept.rpartition(" ")
         if not space or not count.lstrip("-").isdigit():
@@ -171,7 +178,7 @@ def read_dictionary(path: Path) -> tuple[str, ...]:
         if symbol in ids:
             if OVERWRITE not in line:
                 raise FileError(f"{path}, line {number}: {symbol!r} is there before.")
-            if ids[symbol] >= len(SPECIAL_SYMBOLS):
+            if ids[symbol] >= len(SPECIALS):
                 symbols[ids[symbol]] = f"{symbol} (overwritten)"
         ids[symbol] = len(symbols)
         symbols.append(symbol)
@@ -184,54 +191,56 @@ def read_tokenizer(
     """Dictionaries and codes as given, or as found in the folder; without any, text is
     token ids."""
     sizes = settings["source_vocab_size"], settings["target_vocab_size"]
-    given = (options.source_vocab, options.target_vocab)
-    if not any(given):
-        given = tuple(_dictionaries(folder, settings))
-    if not any(given):
-        return numbers_tokenizer(*sizes, **SPECIAL_IDS)
-    codes = (options.source_codes, options.target_codes)
-    if not any(codes):
-        codes = (_first(folder, CODES),) * 2
+    ids = vocabularies.first_ids(SPECIALS)
+    vocabs = vocabularies.given_vocabs(options, _dictionaries(folder, settings))
+    if not any(vocabs):
+        return numbers_tokenizer(*sizes, **ids)
+    beside = [
+        _first(folder, [f"{name}.{side}" for name in CODES] + [*CODES])
+        for side in ("source", "target")
+    ]
+    codes = vocabularies.given_codes(options, beside)
     sides = []
-    for name, vocab, code, size in zip(
-        ("source", "target"), given, codes, sizes, strict=True
-    ):
+    for name, vocab, code in zip(("source", "target"), vocabs, codes, strict=True):
         if vocab is None:
             raise ValueError(f"The {name} dictionary is missing: give --{name}-vocab.")
-        symbols = read_dictionary(vocab)
-        if len(symbols) != size:
-            raise ValueError(
-                f"{vocab} has {len(symbols)} symbols with the special ones, but the "
-                f"{name} table of the model {size} rows: they do not belong together."
-            )
-        sides.append(_side(symbols, code))
-    return VocabularyTokenizer(*sides, **SPECIAL_IDS)
+        sides.append(vocabularies.splitting_side(read_dictionary(vocab), code))
+    vocabularies.check_sizes((sides[0], sides[1]), *sizes)
+    return VocabularyTokenizer(*sides, **ids)
 
 
-def write_folder(path: Path, foreign: Foreign) -> None:
-    """A checkpoint with arguments, both dictionaries, and what splits words."""
-    tokenizer, state = foreign.tokenizer, dict(foreign.state)
-    kept = tokenizer.files()
-    sides = (
-        ("source", tokenizer.source_vocab_size, tokenizer.source_pieces, EMBEDDED[:1]),
-        (
-            "target",
-            tokenizer.target_vocab_size,
-            tokenizer.target_pieces,
-            (EMBEDDED[1], OUTPUT),
-        ),
-    )
-    for side, size, pieces, names in sides:
-        order = _special_first(tokenizer, size)
-        state |= {name: state[name][order] for name in names}
-        _write_dictionary(path / f"dict.{side}.txt", pieces(order)[4:])
-        for name in (f"{side}.codes", f"{side}.model", "joint.model"):
-            if name in kept:
-                both = _same_codes(kept)
-                (path / _codes_name(kept[name], "" if both else side)).write_bytes(
-                    kept[name]
-                )
+def write_folder(path: Path, foreign: Foreign, config: ModelConfig) -> None:
+    """A checkpoint with arguments, both dictionaries, and what splits words.
+
+    Rows of the tables that have no symbol get those that fairseq makes up for them.
+    """
+    sizes = config.source_vocab_size, config.target_vocab_size
+    sides = vocabularies.sides_of(foreign.tokenizer, SPECIALS)
+    vocabularies.check_sizes(sides, *sizes, spare_rows=True)
+    sides = _filled(sides[0], sizes[0]), _filled(sides[1], sizes[1])
+    orders = vocabularies.specials_first(foreign.tokenizer, SPECIALS, sides)
+    tables = (EMBEDDED[:1], (EMBEDDED[1], OUTPUT))
+    same_codes = sides[0].codes == sides[1].codes
+    state = foreign.state
+    for name, side, order, names in zip(
+        ("source", "target"), sides, orders, tables, strict=True
+    ):
+        state = vocabularies.reordered(state, order, names)
+        symbols = [side.symbols[i] for i in order[len(SPECIALS) :]]
+        _write_dictionary(path / f"dict.{name}.txt", symbols)
+        if side.codes:
+            own = CODES[2] if side.splitter == "sentencepiece" else CODES[0]
+            file = path / (own if same_codes else f"{own}.{name}")
+            file.write_bytes(side.codes)
     write_pickle(path / "model.pt", _checkpoint(foreign.settings, state))
+
+
+def _filled(side: Side, rows: int) -> Side:
+    """With a symbol for each row of the table."""
+    spare = (f"{SPARE}{number:04d}" for number in itertools.count())
+    unused = (symbol for symbol in spare if symbol not in side.symbols)
+    more = itertools.islice(unused, rows - len(side.symbols))
+    return side._replace(symbols=(*side.symbols, *more))
 
 
 def _checkpoint(settings: Mapping[str, Any], state: StateDict) -> dict[str, Any]:
@@ -254,85 +263,40 @@ def _checkpoint(settings: Mapping[str, Any], state: StateDict) -> dict[str, Any]
     }
 
 
-def _special_first(tokenizer: Tokenizer, size: int) -> list[int]:
-    """Our ids in the order of fairseq's, whose special ones have fixed numbers."""
-    special = [getattr(tokenizer, name) for name in SPECIAL_IDS]
-    return special + [i for i in range(size) if i not in special]
-
-
 def _write_dictionary(path: Path, symbols: list[str]) -> None:
-    lines = []
-    seen = set(SPECIAL_SYMBOLS)
-    for symbol in symbols:
-        if any(end in symbol for end in "\n\r") or symbol.strip() != symbol:
-            raise ValueError(
-                f"The symbol {symbol!r} has white space at its ends, which fairseq's "
-                "dictionaries cannot hold."
-            )
-        lines.append(f"{symbol} 1{f' {OVERWRITE}' if symbol in seen else ''}\n")
-        seen.add(symbol)
+    lines = [f"{each} {0 if each.startswith(SPARE) else 1}\n" for each in symbols]
     path.write_text("".join(lines), encoding="utf-8")
-
-
-def _codes_name(codes: bytes, side: str) -> str:
-    sentencepiece = codes.startswith(SENTENCEPIECE_START)
-    name = "sentencepiece.bpe.model" if sentencepiece else "bpecodes"
-    return f"{name}.{side}" if side else name
-
-
-def _same_codes(kept: Mapping[str, bytes]) -> bool:
-    pairs = [("source.codes", "target.codes"), ("source.model", "target.model")]
-    return all(kept.get(one) == kept.get(other) for one, other in pairs)
 
 
 def _renamed(key: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """One array of any age under its name, or names, of now."""
     place, _, last = key.rpartition(".")
+    layer, numbered, number = place.rpartition(".layer_norms.")
+    norms = dict(enumerate(NORMS.get(key.split(".")[0], ())))
     if last in ("in_proj_weight", "in_proj_bias"):
+        if array.ndim == 0 or len(array) % 3:
+            raise FileError(
+                f"{key} is {list(array.shape)}, and must be query, key and value one "
+                "below the other: three parts of one size."
+            )
         kind = last.removeprefix("in_proj_")
         for name, part in zip("qkv", np.split(array, 3), strict=True):
             yield f"{place}.{name}_proj.{kind}", part
-    elif ".layer_norms." in key:
-        layer, _, number = place.rpartition(".layer_norms.")
-        name = NORMS[key.split(".")[0]][int(number)]
-        yield f"{layer}.{name}.{last}", array
+    elif numbered and number.isdecimal() and int(number) in norms:
+        yield f"{layer}.{norms[int(number)]}.{last}", array
     elif key == "decoder.embed_out":
         yield OUTPUT, array
     else:
         yield key, array
 
 
-def _dictionaries(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path | None]:
-    for side in ("source", "target"):
-        language = settings.get(f"{side}_lang")
-        yield _first(folder, [f"dict.{language}.txt"] if language else [])
+def _dictionaries(folder: Path, settings: Mapping[str, Any]) -> list[Path | None]:
+    languages = [settings.get(f"{side}_lang") for side in ("source", "target")]
+    return [folder / f"dict.{name}.txt" if name else None for name in languages]
 
 
-def _first(folder: Path, names: tuple[str, ...] | list[str]) -> Path | None:
+def _first(folder: Path, names: list[str]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def _side(symbols: tuple[str, ...], codes: Path | None) -> Side:
-    if codes is None:
-        return Side(symbols)
-    check_file(codes)
-    content = codes.read_bytes()
-    if content.startswith(SENTENCEPIECE_START):
-        return Side(symbols, "sentencepiece", content)
-    return Side(symbols, "bpe", _subword_nmt_codes(content))
-
-
-def _subword_nmt_codes(codes: bytes) -> bytes:
-    """fastBPE's codes, which count each merge, without the counts.
-
-    >>> _subword_nmt_codes(b"e n</w> 12\\n")
-    b'#version: 0.2\\ne n</w>\\n'
-    """
-    lines = codes.splitlines()
-    if not lines or len(lines[0].split(b" ")) != 3:
-        return codes
-    pairs = [b" ".join(line.split(b" ")[:2]) for line in lines]
-    return b"\n".join([b"#version: 0.2", *pairs, b""])
 
 
 def _plain(value: Any) -> Any:

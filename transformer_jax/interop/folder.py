@@ -10,22 +10,23 @@ Only the first two are needed. Without symbols, text is token ids, with spaces b
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from transformer_jax.config import ModelConfig
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.data.vocabulary_tokenizer import (
-    Side,
     VocabularyTokenizer,
     numbers_tokenizer,
 )
+from transformer_jax.interop import vocabularies
+from transformer_jax.interop.checks import arrays, mapping, symbol_list
 from transformer_jax.interop.files import (
     PICKLES,
     FileError,
-    check_file,
     find_file,
     read_json,
     read_pickle,
@@ -38,11 +39,10 @@ from transformer_jax.interop.rules import StateDict
 WEIGHTS = ("model.safetensors", "model.pt", "pytorch_model.bin", "model.pth")
 """Looked for in a folder, in this order."""
 SETTINGS = "config.json"
+SYMBOLS = ("source_vocab.json", "target_vocab.json")
 SPECIAL_IDS = ("pad_id", "bos_id", "eos_id", "unk_id")
 NESTED = ("state_dict", "model_state_dict", "model")
 """Where training scripts keep the state dict beside other things."""
-SENTENCEPIECE_START = b"\n"
-"""First byte of a SentencePiece model (a protobuf field); BPE codes are lines."""
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:
@@ -54,14 +54,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     for name in NESTED:
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(array, np.ndarray)
-        for name, array in state.items()
-    ):
-        raise FileError(
-            f"{file} holds no state dict (arrays by name): save model.state_dict()."
-        )
-    return dict(state)
+    return arrays(state, str(file))
 
 
 def read_settings(path: Path, options: Options) -> dict[str, Any]:
@@ -75,10 +68,7 @@ def read_settings(path: Path, options: Options) -> dict[str, Any]:
                 "model's settings as --settings FILE."
             )
         file = folder / SETTINGS
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise FileError(f"{file} must hold one JSON object with the model's settings.")
-    return found
+    return mapping(read_json(file), str(file))
 
 
 def tokenizer_from(
@@ -89,54 +79,36 @@ def tokenizer_from(
     `sizes` are the rows of the source and of the target table, `ids` the special ones.
     """
     folder = path if path.is_dir() else path.parent
-    vocabs = (options.source_vocab, options.target_vocab)
-    codes = (options.source_codes, options.target_codes)
+    vocabs = vocabularies.given_vocabs(options, [folder / name for name in SYMBOLS])
+    beside = [folder / name for name in vocabularies.CODES]
+    codes = vocabularies.given_codes(options, beside)
     if not any(vocabs):
-        names = ("source_vocab.json", "target_vocab.json")
-        vocabs = tuple(_if_there(folder / name) for name in names)
-        beside = tuple(
-            _if_there(folder / name) for name in ("source.codes", "target.codes")
-        )
-        codes = tuple(
-            given or there for given, there in zip(codes, beside, strict=True)
-        )
-    if not any(vocabs):
-        if any(codes):
+        if options.source_codes or options.target_codes:
             raise ValueError(
                 "There are codes to split text with, but no list of symbols: give "
                 "--source-vocab and --target-vocab too."
             )
         return numbers_tokenizer(*sizes, **ids)
     sides = []
-    for name, vocab, code, size in zip(
-        ("source", "target"), vocabs, codes, sizes, strict=True
-    ):
+    for name, vocab, code in zip(("source", "target"), vocabs, codes, strict=True):
         if vocab is None:
             raise ValueError(f"The {name} vocabulary is missing: give --{name}-vocab.")
-        sides.append(_side(vocab, code))
-        if len(sides[-1].symbols) > size:
-            raise ValueError(
-                f"{vocab} has {len(sides[-1].symbols)} symbols, but the {name} table "
-                f"of the model has {size} rows: the two do not belong together."
-            )
+        sides.append(vocabularies.splitting_side(_symbols(vocab), code))
+    vocabularies.check_sizes((sides[0], sides[1]), *sizes, spare_rows=True)
     return VocabularyTokenizer(*sides, **ids)
 
 
-def write_folder(path: Path, foreign: Foreign) -> None:
+def write_folder(path: Path, foreign: Foreign, config: ModelConfig) -> None:
     """State dict, settings with the special ids, symbols and codes."""
-    tokenizer = foreign.tokenizer
-    ids = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
+    sides = vocabularies.sides_of(foreign.tokenizer)
+    sizes = config.source_vocab_size, config.target_vocab_size
+    vocabularies.check_sizes(sides, *sizes, spare_rows=True)
+    ids = {name: getattr(foreign.tokenizer, name) for name in SPECIAL_IDS}
     _write_json(path / SETTINGS, {**foreign.settings, **ids})
     write_tensors(path / "model.safetensors", foreign.state)
-    kept = tokenizer.files()
-    for side, pieces, size in (
-        ("source", tokenizer.source_pieces, tokenizer.source_vocab_size),
-        ("target", tokenizer.target_pieces, tokenizer.target_vocab_size),
-    ):
-        _write_json(path / f"{side}_vocab.json", pieces(range(size)))
-        for name in (f"{side}.codes", f"{side}.model", "joint.model"):
-            if name in kept:
-                (path / f"{side}.codes").write_bytes(kept[name])
+    for name, side in zip(SYMBOLS, sides, strict=True):
+        _write_json(path / name, side.symbols)
+    vocabularies.write_codes(path, sides)
 
 
 def rows_and_width(state: StateDict, key: str) -> tuple[int, int]:
@@ -189,35 +161,11 @@ def with_tied(
     return {**copies, **state}
 
 
-def _side(vocab: Path, codes: Path | None) -> Side:
-    symbols = _symbols(vocab)
-    if codes is None:
-        return Side(symbols)
-    check_file(codes)
-    content = codes.read_bytes()
-    sentencepiece = content.startswith(SENTENCEPIECE_START)
-    return Side(symbols, "sentencepiece" if sentencepiece else "bpe", content)
-
-
-def _symbols(path: Path) -> tuple[str, ...]:
+def _symbols(path: Path) -> Sequence[str]:
     """Of a JSON list, or of a text file with one symbol on each line."""
     if path.suffix == ".json":
-        symbols = read_json(path)
-        if not isinstance(symbols, list) or not all(
-            isinstance(symbol, str) for symbol in symbols
-        ):
-            raise FileError(f"{path} must hold one JSON list of symbols.")
-        return tuple(symbols)
-    check_file(path)
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path} is not UTF-8 text: {error}.") from None
-    return tuple(text.removesuffix("\n").split("\n"))
-
-
-def _if_there(path: Path) -> Path | None:
-    return path if path.is_file() else None
+        return symbol_list(read_json(path), str(path))
+    return vocabularies.read_lines(path)
 
 
 def _write_json(path: Path, value: Any) -> None:

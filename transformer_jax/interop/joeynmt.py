@@ -19,11 +19,13 @@ import numpy as np
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.interop import joeynmt_files as files
+from transformer_jax.interop.checks import Kinds, changed, check_fields, kinds_of
 from transformer_jax.interop.library import (
     NO_OPTIONS,
     Foreign,
     Options,
     differences,
+    final_norm_differences,
     refuse,
 )
 from transformer_jax.interop.rules import (
@@ -52,8 +54,10 @@ BOTH_DEFAULTS: Mapping[str, Any] = {
     "dropout": 0.1,
     "activation": "relu",
     "alpha": 1.0,
+    "embeddings": {},
 }
 """What it supposes when config.yaml does not say."""
+KINDS: Kinds = kinds_of({**BOTH_DEFAULTS, **DEFAULTS["encoder"]})
 SAME_SIDES = ("hidden_size", "ff_size", "num_heads", "activation")
 EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "norm": ("layer_norm",),
@@ -74,8 +78,13 @@ EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
 
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:
     """Our settings from config.yaml; refuses what has no place in them."""
+    check_fields(settings, {"model": dict}, "config.yaml of JoeyNMT")
     model = settings["model"]
+    sides = {"encoder": dict, "decoder": dict}
+    check_fields(model, sides, "'model' in config.yaml of JoeyNMT")
     encoder, decoder = _stacks(model)
+    for side, stack in (("encoder", encoder), ("decoder", decoder)):
+        check_fields(stack, KINDS, f"'{side}' in config.yaml of JoeyNMT")
     refuse("joeynmt", _unlike(settings, encoder, decoder))
     source, target = model.get("tied_embeddings"), model.get("tied_softmax")
     tied = ("all" if target else "source_target") if source else ""
@@ -110,7 +119,7 @@ def _stacks(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _scaled(stack: Mapping[str, Any]) -> bool:
-    return bool((stack.get("embeddings") or {}).get("scale", False))
+    return bool(stack["embeddings"].get("scale", False))
 
 
 def _unlike(
@@ -129,7 +138,7 @@ def _unlike(
             found.append(f"{side}.layer_norm is {stack.get('layer_norm', 'not set')!r}")
         if stack["activation"] not in ACTIVATIONS:
             found.append(f"{side}.activation is {stack['activation']!r}")
-        width = (stack.get("embeddings") or {}).get("embedding_dim")
+        width = stack["embeddings"].get("embedding_dim")
         if width != stack["hidden_size"]:
             found.append(f"{side}.embeddings.embedding_dim is {width}, not hidden_size")
     for name in (*SAME_SIDES, "layer_norm"):
@@ -147,14 +156,21 @@ def _unlike(
     return found
 
 
+def only_in_training(settings: Mapping[str, Any]) -> list[str]:
+    """Dropout that JoeyNMT has, and fine-tuning here has not: we have one number."""
+    encoder, decoder = _stacks(settings["model"])
+    kept = encoder["dropout"]
+    pairs = {"decoder.dropout": (decoder["dropout"], kept)}
+    for side, stack in (("encoder", encoder), ("decoder", decoder)):
+        dropout = stack["embeddings"].get("dropout", stack["dropout"])
+        pairs[f"{side}.embeddings.dropout"] = (dropout, kept)
+    return changed(pairs)
+
+
 def settings_of(config: ModelConfig) -> dict[str, Any]:
     """config.yaml for our settings; refuses what it cannot express."""
     unlike = differences(config, EXPRESSIBLE)
-    if config.has_final_norm != (config.norm_position == "pre"):
-        unlike.append(
-            f"final_norm is {config.has_final_norm} with norm_position "
-            f"{config.norm_position!r}"
-        )
+    unlike += final_norm_differences(config)
     refuse("joeynmt", unlike)
     acts = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     embeddings = {

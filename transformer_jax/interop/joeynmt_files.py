@@ -15,10 +15,16 @@ import yaml
 from transformer_jax.config import ModelConfig, SearchConfig
 from transformer_jax.data.vocabulary_tokenizer import CONTINUED, VocabularyTokenizer
 from transformer_jax.interop import vocabularies
+from transformer_jax.interop.checks import (
+    Kinds,
+    arrays,
+    check_fields,
+    given_settings,
+    mapping,
+)
 from transformer_jax.interop.files import (
     FileError,
     find_file,
-    read_json,
     read_pickle,
     read_yaml,
     write_pickle,
@@ -37,42 +43,36 @@ def read_folder(path: Path, options: Options) -> Foreign:
     """A model folder, or a checkpoint in it."""
     folder = path.parent if path.is_file() else path
     weights = path if path.is_file() else _checkpoint(folder)
-    settings = read_yaml(find_file(folder, ["config.yaml"]))
-    if options.settings:
-        settings |= read_json(options.settings)
-    data, model = settings.get("data") or {}, settings.get("model") or {}
-    missing = [name for name in ("encoder", "decoder") if name not in model]
-    missing += [name for name in SIDES if name not in data]
-    if missing:
-        raise FileError(
-            f"{folder / 'config.yaml'} says nothing of {', '.join(missing)}: is it of "
-            "a model of JoeyNMT 2?"
-        )
+    file = find_file(folder, ["config.yaml"])
+    settings = read_yaml(file) | given_settings(options)
+    check_fields(settings, {"data": dict, "model": dict}, str(file))
+    data = settings["data"]
+    check_fields(data, dict.fromkeys(SIDES, dict), f"'data' in {file}")
     checkpoint = read_pickle(weights)
     if not isinstance(checkpoint, Mapping) or "model_state" not in checkpoint:
         raise FileError(
             f"{weights} is not a checkpoint of JoeyNMT: it has no 'model_state'."
         )
+    symbols = mapping(data.get("special_symbols") or {}, "'data.special_symbols'")
     beside = [_named_codes(folder, data[side]) for side in SIDES]
     codes = vocabularies.given_codes(options, beside)
     refuse("joeynmt", _unlike(data, codes))
-    given = (options.source_vocab, options.target_vocab or options.source_vocab)
-    symbols = data.get("special_symbols") or {}
+    names = [f"{side}_vocab.txt" for side in SIDES]
+    vocabs = vocabularies.given_vocabs(options, [folder / name for name in names])
     sides = []
-    for side, own, code in zip(SIDES, given, codes, strict=True):
-        vocab = own or find_file(folder, [f"{side}_vocab.txt"])
-        lines = vocabularies.read_symbols(vocab, counted=False)
+    for name, vocab, code in zip(names, vocabs, codes, strict=True):
+        lines = vocabularies.read_lines(vocab or find_file(folder, [name]))
         sides.append(vocabularies.splitting_side(_numbered(lines, symbols), code))
     sizes = [len(side.symbols) for side in sides]
     settings |= dict(
         zip(("source_vocab_size", "target_vocab_size"), sizes, strict=True)
     )
-    ids = {name: number for number, name in enumerate(SPECIALS)}
+    ids = vocabularies.first_ids(SPECIALS)
     return Foreign(
         settings,
-        checkpoint["model_state"],
+        arrays(checkpoint["model_state"], f"'model_state' in {weights}"),
         VocabularyTokenizer(*sides, **ids),
-        _search(settings.get("testing") or {}),
+        _search(mapping(settings.get("testing") or {}, f"'testing' in {file}")),
     )
 
 
@@ -95,8 +95,12 @@ def _numbered(lines: list[str], special: Mapping[str, Any]) -> list[str]:
 def _named_codes(folder: Path, side: Mapping[str, Any]) -> Path | None:
     """The file that splits words, which lies in the folder under its own name."""
     entry = TYPES.get(_type(side))
-    named = (side.get("tokenizer_cfg") or {}).get(entry)
+    named = _splitting(side).get(entry) if entry else None
     return folder / Path(str(named)).name if named else None
+
+
+def _splitting(side: Mapping[str, Any]) -> dict[str, Any]:
+    return mapping(side.get("tokenizer_cfg") or {}, "'tokenizer_cfg' in config.yaml")
 
 
 def _type(side: Mapping[str, Any]) -> str:
@@ -112,7 +116,7 @@ def _unlike(
     found = []
     for name, code in zip(SIDES, codes, strict=True):
         side, where = data[name], f"data.{name}"
-        more = side.get("tokenizer_cfg") or {}
+        more = _splitting(side)
         for switch in ("lowercase", "normalize"):
             if side.get(switch):
                 found.append(f"{where}.{switch} is on")
@@ -132,6 +136,11 @@ def _unlike(
 
 def _search(testing: Mapping[str, Any]) -> SearchConfig:
     """How config.yaml says that test data be translated."""
+    kinds: Kinds = {
+        **dict.fromkeys(("beam_size", "max_output_length"), int),
+        **dict.fromkeys(("beam_alpha", "alpha"), float),
+    }
+    check_fields(testing, kinds, "'testing' in config.yaml", needed=False)
     beams = testing.get("beam_size", 1)
     alpha = testing.get("beam_alpha", testing.get("alpha", -1))
     longest = testing.get("max_output_length", -1)
@@ -148,9 +157,7 @@ def _search(testing: Mapping[str, Any]) -> SearchConfig:
 
 def write_folder(path: Path, foreign: Foreign, config: ModelConfig) -> None:
     """Vocabularies are renumbered, where special symbols have other numbers here."""
-    sides = vocabularies.sides_of(foreign.tokenizer, SPECIALS)
-    sizes = config.source_vocab_size, config.target_vocab_size
-    vocabularies.check_sizes(sides, *sizes)
+    sides = vocabularies.sides_for(foreign.tokenizer, SPECIALS, config)
     orders = vocabularies.specials_first(foreign.tokenizer, SPECIALS, sides)
     names = (
         ["src_embed.lut.weight"],

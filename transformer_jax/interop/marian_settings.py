@@ -36,7 +36,6 @@ MAY_BE_NULL = ("decoder_vocab_size", "bos_token_id")
 IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 NOT_SEARCHED: Mapping[str, tuple[Any, ...]] = {
     "do_sample": (False,),
-    "early_stopping": (False, "never"),
     "min_length": (0,),
     "min_new_tokens": (0,),
     "num_beam_groups": (1,),
@@ -154,8 +153,12 @@ def search_of(
             "are left out: %s.",
             ", ".join(others),
         )
+    # Unless it stops early, it bounds what a beam may become: loosely, or as we do.
     return SearchConfig(
-        method="beam" if beams > 1 else "greedy", beam_size=beams, alpha=alpha
+        method="beam" if beams > 1 else "greedy",
+        beam_size=beams,
+        alpha=alpha,
+        stop="beams" if asked.get("early_stopping") is True else "bound",
     )
 
 
@@ -167,8 +170,8 @@ def generation_of(
     never = [[pad]] if bos is None or bos in (pad, eos) else [[pad], [bos]]
     asked: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0}
     if search.method == "beam" and search.beam_size > 1:
-        # Ours goes on until no beam can become better.
-        asked = {"num_beams": search.beam_size, "early_stopping": "never"}
+        early = "never" if search.stop == "bound" else True
+        asked = {"num_beams": search.beam_size, "early_stopping": early}
         asked["length_penalty"] = (
             0.0 if search.length_penalty == "none" else search.alpha
         )

@@ -18,6 +18,7 @@ import numpy as np
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.interop import opennmt_files as files
+from transformer_jax.interop.checks import changed, check_fields, kinds_of
 from transformer_jax.interop.library import (
     NO_OPTIONS,
     Foreign,
@@ -28,6 +29,7 @@ from transformer_jax.interop.library import (
 from transformer_jax.interop.rules import (
     Derived,
     Row,
+    StateDict,
     Table,
     attention,
     dense,
@@ -141,6 +143,8 @@ EXPORTED: Mapping[str, Any] = {
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:
     """Our settings from its options; refuses what has no place in them."""
     opt = {**DEFAULTS, **settings}
+    steps = dict.fromkeys(("dropout", "attention_dropout"), (float, list))
+    check_fields(opt, {**kinds_of(DEFAULTS), **steps}, "The options of OpenNMT-py")
     wrong = [
         f"{name} is {opt[name]!r}, and must be {' or '.join(map(repr, allowed))}"
         for name, allowed in WANTED.items()
@@ -185,6 +189,15 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
         source_eos=False,
         source_vocab_size=opt.get("source_vocab_size", 0),
         target_vocab_size=opt.get("target_vocab_size", 0),
+    )
+
+
+def only_in_training(settings: Mapping[str, Any]) -> list[str]:
+    """Dropout that OpenNMT-py changes with the steps, and fine-tuning here does not."""
+    values = {name: settings.get(name) for name in ("dropout", "attention_dropout")}
+    lists = {name: value for name, value in values.items() if isinstance(value, list)}
+    return changed(
+        {name: (value, value[:1]) for name, value in lists.items() if value[1:]}
     )
 
 
@@ -251,6 +264,29 @@ def table(config: ModelConfig, settings: Mapping[str, Any]) -> Table:
     return Table(config, [*rows, *_encoder(config), *_decoder(config)])
 
 
+def completed(
+    state: StateDict, settings: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays as a checkpoint names them: those of its module lack `model.`."""
+    named: dict[str, np.ndarray] = {}
+    for key, array in state.items():
+        name = key if key.startswith(("model.", "generator.")) else f"model.{key}"
+        if name in named:
+            raise ValueError(
+                f"The weights have {name} both with and without 'model.' before it, "
+                "which are one array in OpenNMT-py: leave one of the two out."
+            )
+        named[name] = array
+    theirs = dict(settings)
+    for side, ours in (("encoder", "source"), ("decoder", "target")):
+        embedded = named.get(
+            f"model.{side}.embeddings.make_embedding.emb_luts.0.weight"
+        )
+        if embedded is not None and embedded.ndim == 2:
+            theirs.setdefault(f"{ours}_vocab_size", embedded.shape[0])
+    return named, theirs
+
+
 def _zeros(shape: tuple[int, ...]) -> np.ndarray:
     return np.zeros(shape, np.float32)
 
@@ -294,7 +330,7 @@ def _feed_forward(ours: str, theirs: str, config: ModelConfig) -> list[Row]:
 
 def _first(value: Any) -> float:
     """Of a list that changes by steps, the first."""
-    return value[0] if isinstance(value, list) else value
+    return (value or [0.0])[0] if isinstance(value, list) else value
 
 
 def read(path: Path, options: Options = NO_OPTIONS) -> Foreign:

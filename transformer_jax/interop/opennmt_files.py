@@ -1,13 +1,15 @@
 """OpenNMT-py's files: one checkpoint, which holds all but the codes.
 
     model_step_100000.pt            model, generator, vocab, opt
-    model_step_100000.safetensors   the arrays, if saved with -save_format safetensors
+    model_step_100000.safetensors   the arrays, if saved with -save_format safetensors;
+                                    or in parts: model_step_100000.00.safetensors …
 
 Text is split at white space, as its translate does without transforms, unless codes
 are given or lie beside the checkpoint.
 """
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,16 @@ import numpy as np
 from transformer_jax.config import ModelConfig, SearchConfig
 from transformer_jax.data.vocabulary_tokenizer import VocabularyTokenizer
 from transformer_jax.interop import vocabularies
+from transformer_jax.interop.checks import (
+    arrays,
+    collected,
+    given_settings,
+    mapping,
+    symbol_list,
+)
 from transformer_jax.interop.files import (
     FileError,
     find_file,
-    read_json,
     read_pickle,
     read_tensors,
     write_pickle,
@@ -38,17 +46,26 @@ def read_checkpoint(path: Path, options: Options = NO_OPTIONS) -> Foreign:
         raise FileError(
             f"{file} is not a checkpoint of OpenNMT-py: it has no 'opt' and 'vocab'."
         )
+    if options.source_vocab or options.target_vocab:
+        raise ValueError(
+            f"{file} holds its own vocabulary: leave out --source-vocab and "
+            "--target-vocab."
+        )
     state = _state(file, checkpoint)
-    settings = settings_in(checkpoint["opt"], checkpoint["vocab"])
-    if options.settings:
-        settings |= read_json(options.settings)
+    opt, vocab = (
+        mapping(checkpoint[name], f"{name!r} in {file}") for name in ("opt", "vocab")
+    )
+    symbols = [
+        symbol_list(vocab.get(side), f"The vocabulary {side!r} in {file}")
+        for side in ("src", "tgt")
+    ]
+    settings = settings_in(opt, vocab) | given_settings(options)
     if any(name.endswith("feed_forward.w_1.bias") for name in state):
         settings["add_ffnbias"] = True  # version 2 had no such option, and had biases
-    vocab = checkpoint["vocab"]
     codes = vocabularies.given_codes(options, _codes_beside(file.parent, settings))
     source, target = (
-        vocabularies.splitting_side(vocab[side], code)
-        for side, code in zip(("src", "tgt"), codes, strict=True)
+        vocabularies.splitting_side(side, code)
+        for side, code in zip(symbols, codes, strict=True)
     )
     ids = vocabularies.special_ids(source.symbols, SPECIALS)
     if ids != vocabularies.special_ids(target.symbols, SPECIALS):
@@ -77,33 +94,36 @@ def settings_in(opt: Mapping[str, Any], vocab: Mapping[str, Any]) -> dict[str, A
 
 def _state(file: Path, checkpoint: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Arrays by the names that version 3 gives them."""
-    if "model" in checkpoint:
-        state = {f"model.{key}": x for key, x in checkpoint["model"].items()}
-        generator = checkpoint.get("generator") or {}
-        state |= {f"generator.{key}": x for key, x in generator.items()}
-    else:
-        parts = sorted(file.parent.glob(f"{file.stem}*.safetensors"))
-        if not parts:
-            raise FileError(
-                f"{file} holds no weights, and there is no {file.stem}.safetensors "
-                "beside it: copy it there."
-            )
-        read = [read_tensors(part) for part in parts]
-        state = {
-            key if key.startswith("generator.") else f"model.{key}": x
-            for part in read
-            for key, x in part.items()
-        }
-    ends = {".a_2": ".weight", ".b_2": ".bias"}
-    starts = {"generator.0.": "generator."}
-    renamed = {}
-    for key, array in state.items():
-        for old, new in ends.items():
-            key = key.removesuffix(old) + new if key.endswith(old) else key
-        for old, new in starts.items():
-            key = new + key.removeprefix(old) if key.startswith(old) else key
-        renamed[key] = array
-    return renamed
+    found: list[tuple[str, str, np.ndarray]] = []
+    for start in ("model", "generator"):
+        part = arrays(checkpoint.get(start) or {}, f"{start!r} in {file}")
+        found += [(f"{start}.{key}", f"{start}.{key}", x) for key, x in part.items()]
+    if "model" not in checkpoint:
+        for path in _weights_beside(file):
+            for key, x in read_tensors(path).items():
+                name = key if key.startswith("generator.") else f"model.{key}"
+                found.append((name, f"{key} of {path.name}", x))
+    return collected(((_renamed(key), old, x) for key, old, x in found), "The weights")
+
+
+def _weights_beside(file: Path) -> list[Path]:
+    """The file of arrays of this very step, or its numbered parts."""
+    name = re.compile(rf"{re.escape(file.stem)}(\.\d+)?\.safetensors")
+    found = sorted(path for path in file.parent.iterdir() if name.fullmatch(path.name))
+    if not found:
+        raise FileError(
+            f"{file} holds no weights, and there is no {file.stem}.safetensors "
+            "beside it: copy it there."
+        )
+    return found
+
+
+def _renamed(key: str) -> str:
+    """What was `a_2`, `b_2` and `generator.0` before version 3."""
+    for old, new in ((".a_2", ".weight"), (".b_2", ".bias")):
+        key = key.removesuffix(old) + new if key.endswith(old) else key
+    old = "generator.0."
+    return f"generator.{key.removeprefix(old)}" if key.startswith(old) else key
 
 
 def _codes_beside(folder: Path, opt: Mapping[str, Any]) -> list[Path | None]:
@@ -112,15 +132,13 @@ def _codes_beside(folder: Path, opt: Mapping[str, Any]) -> list[Path | None]:
     for side, ours in zip(("src", "tgt"), vocabularies.CODES, strict=True):
         named = opt.get(f"{side}_subword_model")
         there = folder / Path(str(named)).name if named else folder / ours
-        found.append(there if there.is_file() else None)
+        found.append(there if there.is_file() else folder / ours)
     return found
 
 
 def write_checkpoint(path: Path, foreign: Foreign, config: ModelConfig) -> None:
     """model.pt, which its translate loads; codes beside it."""
-    sides = vocabularies.sides_of(foreign.tokenizer, SPECIALS)
-    sizes = config.source_vocab_size, config.target_vocab_size
-    vocabularies.check_sizes(sides, *sizes)
+    sides = vocabularies.sides_for(foreign.tokenizer, SPECIALS, config)
     opt = {
         name: value
         for name, value in foreign.settings.items()

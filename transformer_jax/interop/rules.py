@@ -22,6 +22,8 @@ from transformer_jax.types import Params
 
 StateDict = Mapping[str, np.ndarray]
 """Arrays by the other library's names."""
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+"""Types that weights may have; one that our type cannot hold exactly is refused."""
 SHOWN = 8
 """Names listed in an error before the rest is only counted."""
 
@@ -167,7 +169,7 @@ class Table:
         """Our parameters from their state dict, as views of its arrays if possible.
 
         Raises TableError, which names every key that is missing, left over, of another
-        shape, or holds numbers that are not finite.
+        shape or type, or holds numbers that are not finite or not exact in our type.
         """
         self.check()
         wanted, heads = self.shapes(), self.config.num_heads
@@ -183,20 +185,38 @@ class Table:
                 )
             elif not np.isfinite(array).all():
                 problems.append(f"{rule.theirs} holds NaN or infinity")
+            elif (cast := exactly(array, self._dtype)) is None:
+                problems.append(
+                    f"{rule.theirs} is {array.dtype} with numbers that {self._dtype} "
+                    f"cannot hold exactly (save the weights as {self._dtype})"
+                )
             else:
+                array = cast
                 if rule.order:
                     array = array[rule.order(len(array), len(rule.parts), heads)]
                 parts = np.split(array, len(rule.parts)) if rule.parts[1:] else [array]
                 for path, part in zip(rule.parts, parts, strict=True):
-                    ours = rule.kind.to_ours(part, heads)
-                    found[path] = ours.astype(self._dtype, copy=False)
+                    found[path] = rule.kind.to_ours(part, heads)
         problems += self._check_repeated(state)
         if problems:
             raise TableError(f"The weights do not fit: {_listed(problems, '; ')}.")
         return unflatten_dict({tuple(path.split("/")): x for path, x in found.items()})
 
-    def export_params(self, params: Params) -> dict[str, np.ndarray]:
-        """Their state dict from our parameters, tied copies and tables included."""
+    def derived_shapes(self, state: StateDict) -> dict[str, tuple[int, ...]]:
+        """Shapes of the stored arrays that follow from the settings."""
+        return {
+            row.theirs: state[row.theirs].shape
+            for row in self.rows
+            if isinstance(row, Derived) and row.theirs in state
+        }
+
+    def export_params(
+        self, params: Params, shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Their state dict from our parameters, tied copies and tables included.
+
+        `shapes` are those of derived arrays, where they differ from the library's own.
+        """
         self.check()
         ours = {path: np.asarray(x) for path, x in leaves_by_path(params).items()}
         if wrong := sorted(self.shapes().keys() ^ ours.keys()):
@@ -213,7 +233,8 @@ class Table:
             if isinstance(row, Alias) and not row.optional:
                 state[row.theirs] = state[row.of].copy()
             elif isinstance(row, Derived) and not row.optional:
-                state[row.theirs] = row.make(row.shape)
+                shape = (shapes or {}).get(row.theirs, row.shape)
+                state[row.theirs] = row.make(tuple(shape))
         return state
 
     @property
@@ -232,8 +253,17 @@ class Table:
         needed |= {row.theirs for row in others if not row.optional}
         known = needed | {row.theirs for row in others}
         missing, unknown = sorted(needed - state.keys()), sorted(state.keys() - known)
-        odd = sorted(key for key, x in state.items() if not hasattr(x, "shape"))
+        # Of a derived array only the values count.
+        free = {row.theirs for row in others if isinstance(row, Derived)}
+        odd, wrong = [], []
+        for key, x in sorted(state.items()):
+            if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+                odd.append(f"{key} ({type(x).__name__})")
+            elif not (x.dtype.name in FLOATS or (key in free and x.dtype.kind in "iu")):
+                wrong.append(f"{key} ({x.dtype})")
         problems = [f"not arrays: {_listed(odd)}"] if odd else []
+        if wrong:
+            problems.append(f"not of floating-point numbers: {_listed(wrong)}")
         if missing:
             problems.append(f"missing: {_listed(missing)}")
         if unknown:
@@ -257,6 +287,21 @@ class Table:
                 )
                 if not same:
                     yield f"{row.theirs} is not what the settings make it"
+
+
+def exactly(x: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """The same numbers in another type, or None if that cannot hold them all.
+
+    >>> exactly(np.array([0.5, 3.0]), np.dtype(np.float32))
+    array([0.5, 3. ], dtype=float32)
+    >>> exactly(np.array([0.1]), np.dtype(np.float32)) is None
+    True
+    """
+    if x.dtype == dtype:
+        return x
+    with np.errstate(over="ignore", under="ignore"):
+        cast = x.astype(dtype)
+    return cast if np.array_equal(cast.astype(x.dtype), x) else None
 
 
 @functools.cache

@@ -11,17 +11,20 @@ Settings are the file `config`, whose objects are read as mappings.
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.interop import sockeye_files as files
+from transformer_jax.interop.checks import Kinds, changed, check_fields, kinds_of
 from transformer_jax.interop.library import (
     NO_OPTIONS,
     Foreign,
     Options,
     differences,
+    final_norm_differences,
     refuse,
 )
 from transformer_jax.interop.rules import (
@@ -63,6 +66,19 @@ STACK_DEFAULTS: Mapping[str, Any] = {
     "use_glu": False,
 }
 """What it supposes for a field that a file from before it lacks."""
+SIZES = (
+    *("model_size", "num_layers", "attention_heads", "feed_forward_num_hidden"),
+    *("max_seq_len_source", "max_seq_len_target"),
+)
+DROPOUTS = ("dropout_prepost", "dropout_attention", "dropout_act")
+STACK_KINDS: Kinds = {
+    **dict.fromkeys(SIZES, int),
+    **dict.fromkeys(DROPOUTS, float),
+    **dict.fromkeys(("act_type", "positional_embedding_type"), str),
+    **dict.fromkeys(("preprocess_sequence", "postprocess_sequence"), (str, NoneType)),
+    **kinds_of(STACK_DEFAULTS),
+}
+EMBED_KINDS: Kinds = {"vocab_size": int, "num_embed": int}
 SAME_SIDES = (
     "model_size",
     "attention_heads",
@@ -76,7 +92,7 @@ SAME_SIDES = (
 """Fields that encoder and decoder must have in common."""
 NO_MATTER = (
     *("num_layers", "depth_key_value", "max_seq_len_source", "max_seq_len_target"),
-    *("dropout_attention", "dropout_act", "dropout_prepost"),
+    *DROPOUTS,
 )
 """More fields of the stacks, which are read, or do nothing in translation."""
 MODEL_FIELDS = (
@@ -101,8 +117,11 @@ EXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
 
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:
     """Our settings from `config`; refuses what has no place in them."""
-    refuse("sockeye", _unlike(settings))
+    check_fields(settings, files.KINDS, "'config' of Sockeye")
     encoder, decoder = _stacks(settings)
+    for side, stack in (("encoder", encoder), ("decoder", decoder)):
+        check_fields(stack, STACK_KINDS, f"config_{side} in 'config' of Sockeye")
+    refuse("sockeye", _unlike(settings))
     learned = encoder["positional_embedding_type"] == "learned"
     position = SEQUENCES[_sequences(encoder)]
     return ModelConfig(
@@ -190,6 +209,7 @@ def _unlike_data(settings: Mapping[str, Any], width: int) -> list[str]:
     found = []
     for side in ("source", "target"):
         embed = settings[f"config_embed_{side}"]
+        check_fields(embed, EMBED_KINDS, f"config_embed_{side} in 'config' of Sockeye")
         if embed.get("factor_configs") or embed.get("num_factors", 1) != 1:
             found.append(
                 f"config_embed_{side}.factor_configs are there ({side}_factors)"
@@ -198,10 +218,10 @@ def _unlike_data(settings: Mapping[str, Any], width: int) -> list[str]:
             found.append(f"config_embed_{side}.num_embed is not model_size")
         if embed["vocab_size"] != settings[f"vocab_{side}_size"]:
             found.append(f"config_embed_{side}.vocab_size is not vocab_{side}_size")
-        factors = (settings.get("config_data") or {}).get(f"num_{side}_factors", 1)
+        factors = files.data_in(settings).get(f"num_{side}_factors", 1)
         if factors != 1:
             found.append(f"config_data.num_{side}_factors is {factors}")
-    if (settings.get("config_data") or {}).get("eop_id", -1) != -1:
+    if files.data_in(settings).get("eop_id", -1) != -1:
         found.append("config_data.eop_id is set")
     if settings.get("dtype", "float32") not in ("float32", "float16", "bfloat16"):
         found.append(f"dtype is {settings['dtype']!r}")
@@ -218,14 +238,19 @@ def _unknown(fields: Mapping[str, Any], known: set[str], prefix: str) -> list[st
     ]
 
 
+def only_in_training(settings: Mapping[str, Any]) -> list[str]:
+    """Dropout that Sockeye has, and fine-tuning here has not."""
+    encoder, decoder = _stacks(settings)
+    pairs = {f"config_decoder.{n}": (decoder[n], encoder[n]) for n in DROPOUTS}
+    for name in ("config_embed_source", "config_embed_target"):
+        pairs[f"{name}.dropout"] = (settings[name].get("dropout") or 0.0, 0.0)
+    return changed(pairs)
+
+
 def settings_of(config: ModelConfig) -> dict[str, Any]:
     """`config` for our settings; refuses what it cannot express."""
     unlike = differences(config, EXPRESSIBLE)
-    if config.has_final_norm != (config.norm_position == "pre"):
-        unlike.append(
-            f"final_norm is {config.has_final_norm} with norm_position "
-            f"{config.norm_position!r}"
-        )
+    unlike += final_norm_differences(config)
     refuse("sockeye", unlike)
     source, target = config.source_vocab_size, config.target_vocab_size
     acts = {ours: theirs for theirs, ours in ACTIVATIONS.items()}

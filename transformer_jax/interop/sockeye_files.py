@@ -21,6 +21,14 @@ import yaml
 from transformer_jax.config import ModelConfig, SearchConfig
 from transformer_jax.data.vocabulary_tokenizer import VocabularyTokenizer
 from transformer_jax.interop import vocabularies
+from transformer_jax.interop.checks import (
+    Kinds,
+    arrays,
+    check_fields,
+    given_settings,
+    is_kind,
+    mapping,
+)
 from transformer_jax.interop.files import (
     FileError,
     find_file,
@@ -43,31 +51,32 @@ CLASSES = {
     "config_decoder": "TransformerConfig",
 }
 """Classes of the mappings by the names of the fields that hold them."""
+KINDS: Kinds = {
+    **dict.fromkeys(("config_encoder", "config_decoder"), dict),
+    **dict.fromkeys(("config_embed_source", "config_embed_target"), dict),
+    **dict.fromkeys(("vocab_source_size", "vocab_target_size"), int),
+    "weight_tying_type": str,
+}
+"""What `config` must hold."""
 
 
 def read_folder(path: Path, options: Options) -> Foreign:
     """A model folder, or a file of parameters in it."""
     folder = path.parent if path.is_file() else path
     weights = path if path.is_file() else find_file(folder, ["params.best"])
-    settings = read_yaml(find_file(folder, ["config"]))
-    if options.settings:
-        settings |= read_json(options.settings)
-    missing = [name for name in CLASSES if name not in {**settings, **_data(settings)}]
-    if missing:
-        raise FileError(
-            f"{folder / 'config'} has no {', '.join(missing)}: is it of a model of "
-            "Sockeye 3?"
-        )
-    state = read_pickle(weights)
+    file = find_file(folder, ["config"])
+    settings = read_yaml(file) | given_settings(options)
+    check_fields(settings, KINDS, f"{file}, of a model of Sockeye 3")
+    state = arrays(read_pickle(weights), str(weights))
     codes = vocabularies.given_codes(options, [folder / n for n in vocabularies.CODES])
-    given = (options.source_vocab, options.target_vocab or options.source_vocab)
+    vocabs = vocabularies.given_vocabs(options, [folder / n for n in VOCABULARIES])
     sides = []
-    for name, own, code in zip(VOCABULARIES, given, codes, strict=True):
-        symbols = _symbols(own or find_file(folder, [name]))
+    for name, vocab, code in zip(VOCABULARIES, vocabs, codes, strict=True):
+        symbols = _symbols(vocab or find_file(folder, [name]))
         sides.append(vocabularies.splitting_side(symbols, code))
     sizes = settings["vocab_source_size"], settings["vocab_target_size"]
     vocabularies.check_sizes((sides[0], sides[1]), *sizes)
-    ids = {name: number for number, name in enumerate(SPECIALS)}
+    ids = vocabularies.first_ids(SPECIALS)
     for side in sides:
         if vocabularies.special_ids(side.symbols, SPECIALS) != ids:
             raise ValueError(
@@ -78,16 +87,19 @@ def read_folder(path: Path, options: Options) -> Foreign:
     return Foreign(settings, state, tokenizer, _search(settings))
 
 
-def _data(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return settings.get("config_data") or {}
+def data_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config` says of the training data."""
+    return mapping(settings.get("config_data") or {}, "'config_data' in 'config'")
 
 
 def _search(settings: Mapping[str, Any]) -> SearchConfig:
     """What sockeye-translate does when it is told nothing: translations as long as two
     deviations above the mean ratio of lengths in the training data."""
-    found = _data(settings).get("data_statistics") or {}
-    mean = found.get("length_ratio_mean") or 1.0
-    factor = mean + 2 * (found.get("length_ratio_std") or 0.0)
+    found = data_in(settings).get("data_statistics") or {}
+    ratios = {"length_ratio_mean": 1.0, "length_ratio_std": 0.0}
+    ratios |= {name: x for name, x in found.items() if name in ratios and x is not None}
+    check_fields(ratios, dict.fromkeys(ratios, float), "data_statistics in 'config'")
+    factor = ratios["length_ratio_mean"] + 2 * ratios["length_ratio_std"]
     return SearchConfig(
         beam_size=5,
         length_penalty="average",
@@ -99,18 +111,16 @@ def _search(settings: Mapping[str, Any]) -> SearchConfig:
 def _symbols(path: Path) -> list[str]:
     if path.suffix != ".json":
         return vocabularies.read_symbols(path)
-    numbers: dict[str, int] = read_json(path)
-    symbols = sorted(numbers, key=lambda symbol: numbers[symbol])
-    if [numbers[symbol] for symbol in symbols] != list(range(len(symbols))):
+    numbers = mapping(read_json(path), str(path))
+    symbols = {i: symbol for symbol, i in numbers.items() if is_kind(i, int)}
+    if symbols.keys() != set(range(len(numbers))):
         raise FileError(f"{path} does not number its symbols from 0 without a gap.")
-    return symbols
+    return [symbols[number] for number in range(len(numbers))]
 
 
 def write_folder(path: Path, foreign: Foreign, config: ModelConfig) -> None:
     """Vocabularies are renumbered, where special symbols have other numbers here."""
-    sides = vocabularies.sides_of(foreign.tokenizer, SPECIALS)
-    sizes = config.source_vocab_size, config.target_vocab_size
-    vocabularies.check_sizes(sides, *sizes)
+    sides = vocabularies.sides_for(foreign.tokenizer, SPECIALS, config)
     orders = vocabularies.specials_first(foreign.tokenizer, SPECIALS, sides)
     state = foreign.state
     for order, names in zip(

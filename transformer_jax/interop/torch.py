@@ -125,6 +125,19 @@ SAME_NAME = (
     "decoder_start",
 )
 """Settings that `ModelConfig` has too, with the same values."""
+FOUND = (
+    "d_model",
+    "src_vocab_size",
+    "tgt_vocab_size",
+    "dim_feedforward",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "bias",
+    "final_norm",
+    "generator_bias",
+    "maxlen",
+)
+"""Settings that the names and shapes tell."""
 
 
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:
@@ -212,10 +225,11 @@ def table(config: ModelConfig, settings: Mapping[str, Any]) -> Table:
     return Table(config, rows)
 
 
-def read(path: Path, options: Options) -> Foreign:
-    """A folder with weights and config.json, or a file of weights and --settings."""
-    state = read_state(path)
-    given = read_settings(path, options)
+def completed(
+    state: StateDict, settings: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tied arrays under all their names, and the settings that the weights tell."""
+    state, given = dict(state), dict(settings)
     learned = given.get("positions") == "learned"
     if learned and SINUSOIDS in state:
         # One learned table for both sides, in the place of the tutorial's sinusoids.
@@ -223,8 +237,16 @@ def read(path: Path, options: Options) -> Foreign:
         state |= dict.fromkeys(LEARNED.values(), shared.reshape(-1, shared.shape[-1]))
     tying = given.get("tied_embeddings") or found_tying(state, *TABLES)
     state = with_tied(state, tying, *TABLES)
-    found = {"tied_embeddings": tying, **_found(state, learned=learned)}
-    theirs = TorchSettings(**{**found, **given})
+    given["tied_embeddings"] = tying
+    if set(FOUND) <= given.keys():
+        return state, given
+    return state, {**_found(state, learned=learned), **given}
+
+
+def read(path: Path, options: Options) -> Foreign:
+    """A folder with weights and config.json, or a file of weights and --settings."""
+    state, given = completed(read_state(path), read_settings(path, options))
+    theirs = TorchSettings(**given)
     tokenizer = tokenizer_from(
         path,
         options,
@@ -236,14 +258,15 @@ def read(path: Path, options: Options) -> Foreign:
 
 def write(path: Path, foreign: Foreign, config: ModelConfig) -> None:
     """model.safetensors, config.json, and the tokenizer's files."""
-    write_folder(path, foreign)
+    write_folder(path, foreign, config)
 
 
 def _found(state: StateDict, *, learned: bool) -> dict[str, Any]:
-    """The settings that the names and shapes tell."""
+    """These settings; a table of positions may have its axes in another order."""
     stack = "transformer.encoder"
     source_size, width = rows_and_width(state, TABLES[0])
-    found = {
+    positions = state.get(LEARNED["source"] if learned else SINUSOIDS)
+    return {
         "d_model": width,
         "src_vocab_size": source_size,
         "tgt_vocab_size": rows_and_width(state, TABLES[1])[0],
@@ -253,10 +276,8 @@ def _found(state: StateDict, *, learned: bool) -> dict[str, Any]:
         "bias": f"{stack}.layers.0.linear1.bias" in state,
         "final_norm": f"{stack}.norm.weight" in state,
         "generator_bias": f"{OUTPUT}.bias" in state,
+        **({} if positions is None else {"maxlen": positions.size // width or 1}),
     }
-    if learned:
-        found["maxlen"] = rows_and_width(state, LEARNED["source"])[0]
-    return found
 
 
 def _attention(ours: str, theirs: str, *, bias: bool) -> list[Row]:

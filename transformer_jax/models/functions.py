@@ -5,8 +5,6 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from transformer_jax.config import ModelConfig
-from transformer_jax.models.attention import KeyValue
 from transformer_jax.models.layers import Memory
 from transformer_jax.types import Array, Cache, Params, PRNGKey, StepFn, StepOutput
 
@@ -47,14 +45,6 @@ def encode_memory(
     )
     memory: Any = model.apply(variables, encoded, segment_ids, method="make_memory")
     return memory
-
-
-def init_cache(config: ModelConfig, rows: int, max_length: int) -> Cache:
-    """An empty cache for R `rows` of up to T = `max_length` tokens: keys and values
-    [R, T, N, H] for each decoder layer."""
-    heads, head_size = config.num_heads, config.d_model // config.num_heads
-    empty = jnp.zeros((rows, max_length, heads, head_size), jnp.dtype(config.dtype))
-    return tuple(KeyValue(empty, empty) for _ in range(config.num_decoder_layers))
 
 
 def make_step_fn(

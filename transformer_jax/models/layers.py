@@ -12,6 +12,7 @@ from transformer_jax.models.attention import (
     MultiHeadAttention,
     write_cache,
 )
+from transformer_jax.models.cache import DecoderCache
 from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.masks import cache_mask
 from transformer_jax.types import Array
@@ -27,7 +28,7 @@ class Memory(NamedTuple):
     """What the decoder needs of B source sentences; computed once."""
 
     layers: tuple[KeyValue, ...]
-    """Cross-attention keys and values [B, S, N, H] of each decoder layer."""
+    """Cross-attention keys and values [B, N, S, H] of each decoder layer."""
     segment_ids: Array
     """[B, S]; 0 = padding."""
 
@@ -172,25 +173,26 @@ class DecoderLayer(Layer):
     def step(
         self,
         x: Array,
-        positions: Array,
+        places: Array,
         cache: KeyValue,
+        self_mask: Array,
         memory: KeyValue,
         memory_mask: Array,
     ) -> tuple[Array, KeyValue, Array]:
-        """L new tokens a row: x [R, L, D], positions [R, L], cache [R, T, N, H], memory
-        [B, S, N, H] → [R, L, D], the cache with them in it, weights [R, N, L, S]."""
-        self_mask = cache_mask(positions, cache.key.shape[1])
+        """L new tokens a row: x [R, L, D], written at `places` [R, L] of the cache
+        [B, N, K·T, H]; memory [B, N, S, H] → [R, L, D], the cache with them in it, and
+        cross-attention weights [R, N, L, S]."""
         written, weights = cache, jnp.zeros(())
 
         def attend_self(y: Array) -> Array:
             nonlocal written
             new = self.self_attention.keys_values(y)
-            written = write_cache(cache, new, positions)
-            return self.self_attention(y, written, self_mask, True)[0]
+            written = write_cache(cache, new, places)
+            return self.self_attention.of_rows(y, written, self_mask)[0]
 
         def attend_source(y: Array) -> Array:
             nonlocal weights
-            out, weights = self.cross_attention.over_memory(y, memory, memory_mask)
+            out, weights = self.cross_attention.of_rows(y, memory, memory_mask)
             return out
 
         x = self._sublayers(x, attend_self, attend_source, True)
@@ -265,16 +267,22 @@ class Decoder(nn.Module):
         )
 
     def step(
-        self, x: Array, positions: Array, cache: tuple[KeyValue, ...], memory: Memory
-    ) -> tuple[Array, tuple[KeyValue, ...], Array]:
+        self, x: Array, positions: Array, cache: DecoderCache, memory: Memory
+    ) -> tuple[Array, DecoderCache, Array]:
         """X [R, L, D], positions [R, L] → [R, L, D], the new cache, and cross-attention
         weights [R, L, S], the mean over layers and heads."""
+        sentences = memory.segment_ids.shape[0]
+        cache, places = cache.claim(positions), cache.places(positions)
+        self_mask = cache_mask(positions, cache.ancestors, sentences)
         mask = (memory.segment_ids > 0)[:, None, None, :]  # [B, 1, 1, S]
         written, weights = [], []
-        for layer, kv, source in zip(self.layers, cache, memory.layers, strict=True):
-            x, kv, attention = layer.step(x, positions, kv, source, mask)
+        for layer, kv, source in zip(
+            self.layers, cache.layers, memory.layers, strict=True
+        ):
+            x, kv, attention = layer.step(x, places, kv, self_mask, source, mask)
             written.append(kv)
             weights.append(attention.mean(axis=1))
         if self.config.has_final_norm:
             x = self.final_norm(x)
-        return x, tuple(written), jnp.stack(weights).mean(axis=0)
+        attention = jnp.stack(weights).mean(axis=0)
+        return x, cache._replace(layers=tuple(written)), attention

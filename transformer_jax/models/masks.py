@@ -32,12 +32,24 @@ def causal_mask(length: int) -> Array:
     return jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
 
 
-def cache_mask(positions: Array, length: int) -> Array:
-    """Positions [R, L] of new tokens → [R, 1, L, T]: cached places up to their own.
+def cache_mask(positions: Array, ancestors: Array, sentences: int) -> Array:
+    """Positions [R, L] of new tokens, ancestors [R, T] → [B, 1, K·L, K·T]: the cached
+    places, in whichever of the sentence's K rows, that hold a token's own past.
 
-    >>> cache_mask(jnp.array([[1, 2]]), 4).astype(int)
-    Array([[[[1, 1, 0, 0],
-             [1, 1, 1, 0]]]], dtype=int32)
+    `ancestors[r, t]` is the row, counted inside its sentence, that wrote what row r has
+    at position t.
+
+    >>> ancestors = jnp.array([[0, 0, 0], [0, 1, 0]])
+    >>> cache_mask(jnp.array([[1], [1]]), ancestors, 1).astype(int)
+    Array([[[[1, 1, 0, 0, 0, 0],
+             [1, 0, 0, 0, 1, 0]]]], dtype=int32)
     """
-    places = jnp.arange(length)[None, None, :]
-    return (places <= positions[:, :, None])[:, None]
+    rows, block = positions.shape
+    beams, length = rows // sentences, ancestors.shape[1]
+    past = jnp.arange(length)[None, None, :] <= positions[:, :, None]  # [R, L, T]
+    if beams == 1:
+        return past[:, None]
+    writers = jnp.arange(beams)[None, :, None]
+    written = ancestors[:, None, :] == writers  # [R, K, T]
+    mask = past[:, :, None, :] & written[:, None]  # [R, L, K, T]
+    return mask.reshape(sentences, 1, beams * block, beams * length)

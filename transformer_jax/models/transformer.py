@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.models.cache import DecoderCache
 from transformer_jax.models.embeddings import Embedding
 from transformer_jax.models.layers import Decoder, Encoder, Memory
 from transformer_jax.models.masks import causal_mask, segment_mask
-from transformer_jax.types import Array, Cache, StepOutput
+from transformer_jax.types import Array, StepOutput
 
 
 class OutputProjection(nn.Module):
@@ -164,11 +165,11 @@ class Transformer(nn.Module):
         self,
         tokens: Array,
         positions: Array,
-        cache: Cache,
+        cache: DecoderCache,
         memory: Memory,
         *,
         return_attention: bool = False,
-    ) -> tuple[StepOutput, Cache]:
+    ) -> tuple[StepOutput, DecoderCache]:
         """L tokens a row [R, L], the first at `positions` [R]: see `types.StepFn`."""
         places = positions[:, None] + jnp.arange(tokens.shape[1])[None, :]
         table = self._target_table()
@@ -176,7 +177,7 @@ class Transformer(nn.Module):
             tokens,
             places,
             table,
-            num_positions=cache[0].key.shape[1],
+            num_positions=cache.ancestors.shape[1],
             deterministic=True,
         )
         hidden, cache, attention = self.decoder.step(x, places, cache, memory)

@@ -1,53 +1,31 @@
 """Beam search: the K best prefixes, and the n best targets found on the way."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from transformer_jax.search.result import LengthPenalty, SearchResult, penalty_table
-from transformer_jax.search.rows import (
-    feed_prefix,
-    length_limits,
-    reorder,
-    without,
+from transformer_jax.search.beams import (
+    FREE,
+    Beams,
+    alive,
+    compelled_tokens,
+    first_beams,
+    longer,
+    make_job,
+    search_while,
+)
+from transformer_jax.search.choosing import best_tokens
+from transformer_jax.search.constraints import Constraint
+from transformer_jax.search.result import (
+    LengthPenalty,
+    SearchResult,
+    StopRule,
+    penalty_table,
 )
 from transformer_jax.types import Array, Cache, Memory, StepFn
-
-
-class Rules(NamedTuple):
-    """What stays the same while a beam search goes on."""
-
-    eos_id: int
-    limits: Array
-    """[B]: most target tokens, end included; 0: do not search."""
-    penalties: Array
-    """[T + 1]: what divides a log-probability, by length."""
-    banned: tuple[int, ...]
-    """Tokens that no target may have."""
-
-
-class Beams(NamedTuple):
-    """Where a beam search stands.
-
-    A live beam is a prefix that has not ended; the others have log-probability -inf. A
-    sentence without live beams is done, and nothing of it changes any more.
-    """
-
-    lengths: Array
-    """[B]: target tokens of the live beams so far."""
-    tokens: Array
-    """[B, K, T]"""
-    token_log_probabilities: Array
-    """[B, K, T]"""
-    log_probabilities: Array
-    """[B, K]"""
-    parents: Array
-    """[B, K]: the beam whose cache each one goes on from."""
-    finished: SearchResult
-    """The n best that have ended."""
-    cache: Cache
 
 
 class Continuations(NamedTuple):
@@ -71,18 +49,22 @@ def beam_search(
     length_penalty: LengthPenalty = "average",
     alpha: float = 1.0,
     n_best: int = 1,
+    stop: StopRule = "beams",
     max_lengths: Array | None = None,
-    banned: tuple[int, ...] = (),
+    constraints: Sequence[Constraint] = (),
 ) -> SearchResult:
     """At each place, the 2K likeliest continuations of the live beams are looked at.
     Of the first K, those that end are scored and set aside; the best K that do not end
     live on, so that K beams live as long as the search does (fairseq, Hugging Face).
 
     Score: log-probability / penalty(length), end token included in both (see
-    `penalty_table`). The n best are kept. A sentence is done when no live beam could
-    still beat the worst of them, however it went on: a bound, so stopping early never
-    changes the result. With one beam this is greedy search; with K at least the number
-    of all prefixes it is exhaustive. `banned` tokens are passed over; the others keep
+    `penalty_table`). The n best are kept. A sentence is done, by `stop`,
+    - "beams": when K targets have ended (fairseq, CTranslate2);
+    - "first": when one has ended (n at least, if n are wanted);
+    - "bound": when no live beam could still beat the worst of the n best, however it
+      went on. With K at least the number of all prefixes, this is exhaustive search.
+    That bound ends every search, as it never changes a result. With one beam this is
+    greedy search. Tokens that `constraints` forbid are passed over; the others keep
     their log-probabilities.
 
     `prefix` [B, P] begins with the start token; more than that forces how each target
@@ -92,161 +74,109 @@ def beam_search(
     smaller token id, and what was found earlier. The cache has R = B·K rows, beams of a
     sentence side by side. A sentence's result does not depend on the others.
     """
-    rules = Rules(
-        eos_id=eos_id,
-        limits=length_limits(max_lengths, prefix, max_length=max_length),
-        penalties=jnp.asarray(penalty_table(length_penalty, alpha, max_length)),
-        banned=banned,
+    job = make_job(prefix, max_lengths, max_length=max_length)
+    start = first_beams(
+        job, cache, beam_size=beam_size, n_best=n_best, max_length=max_length
     )
-    logits, known, cache = feed_prefix(step_fn, cache, memory, prefix, beams=beam_size)
-    start = first_beams(prefix, known, cache, rules, beam_size=beam_size, n=n_best)
+    penalties = penalty_table(length_penalty, alpha, max_length)
 
-    def step(beams: Beams) -> Beams:
-        # Beams of a sentence share its memory: only the cache follows them.
-        cache = beams.cache if beam_size == 1 else reorder(beams.cache, beams.parents)
-        last = jnp.maximum(beams.lengths - 1, 0)[:, None, None]
-        tokens = jnp.take_along_axis(beams.tokens, last, axis=-1).reshape(-1, 1)
-        # Done sentences are fed too; a full one has no place left, and needs none.
-        positions = jnp.minimum(beams.lengths, max_length - 1)
-        positions = jnp.repeat(positions, beam_size)
-        output, cache = step_fn(tokens, positions, cache, memory)
-        return advance(output.logits[:, -1], beams._replace(cache=cache), rules)
+    def advance(logits: Array, beams: Beams) -> Beams:
+        return advance_beams(
+            logits,
+            beams,
+            eos_id=eos_id,
+            penalties=penalties,
+            constraints=constraints,
+            stop=stop,
+        )
 
-    found = jax.lax.while_loop(
-        lambda beams: jnp.any(beams.log_probabilities > -jnp.inf),
-        step,
-        advance(logits, start, rules),
-    )
-    return found.finished
+    return search_while(
+        lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
+    ).finished
 
 
-def first_beams(
-    prefix: Array, known: Array, cache: Cache, rules: Rules, *, beam_size: int, n: int
+def advance_beams(
+    logits: Array,
+    beams: Beams,
+    *,
+    eos_id: int,
+    penalties: np.ndarray,
+    constraints: Sequence[Constraint],
+    stop: StopRule,
 ) -> Beams:
-    """One live beam a sentence, which holds the prefix [B, P] without its start token;
-    `known` [B, P - 1] are the log-probabilities of its tokens. Nothing has ended yet.
-    """
-    sentences, forced = known.shape
-    max_length = rules.penalties.shape[0] - 1
-
-    def on_all_beams(x: Array) -> Array:
-        """[B, P - 1] → [B, K, T]"""
-        x = jnp.pad(x, ((0, 0), (0, max_length - forced)))
-        return jnp.repeat(x[:, None], beam_size, axis=1)
-
-    alive = (rules.limits > 0)[:, None] & (jnp.arange(beam_size) == 0)[None, :]
-    none = jnp.full((sentences, n), -jnp.inf)
-    empty = jnp.zeros((sentences, n, max_length))
-    return Beams(
-        lengths=jnp.full((sentences,), forced, jnp.int32),
-        tokens=on_all_beams(prefix[:, 1:].astype(jnp.int32)),
-        token_log_probabilities=on_all_beams(known),
-        log_probabilities=jnp.where(alive, known.sum(axis=-1)[:, None], -jnp.inf),
-        parents=jnp.zeros((sentences, beam_size), jnp.int32),
-        finished=SearchResult(
-            tokens=empty.astype(jnp.int32),
-            lengths=jnp.zeros((sentences, n), jnp.int32),
-            scores=none,
-            log_probabilities=none,
-            token_log_probabilities=empty,
-        ),
-        cache=cache,
-    )
-
-
-def advance(logits: Array, beams: Beams, rules: Rules) -> Beams:
-    """Logits [R, V] of the next token → the beams one token longer."""
-    beam_size = beams.log_probabilities.shape[1]
-    best = best_continuations(logits, beams, rules)
-    alive = jnp.any(beams.log_probabilities > -jnp.inf, axis=-1)  # [B]
-    lengths = beams.lengths + alive
+    """Logits [B, K, V] of the next token → the state one token later."""
+    beam_size, divisors = logits.shape[1], jnp.asarray(penalties)
+    best = best_continuations(logits, beams, eos_id=eos_id, constraints=constraints)
+    lengths = beams.lengths + alive(beams)
 
     first = jax.tree.map(lambda x: x[:, :beam_size], best)
-    ended = first.tokens == rules.eos_id
-    ended_scores = first.log_probabilities / rules.penalties[lengths][:, None]
-    tokens, token_log_probabilities = longer(beams, first, alive)
+    ended = first.tokens == eos_id
+    ended_scores = first.log_probabilities / divisors[lengths][:, None]
+    histories, of_tokens = longer(
+        beams, first.parents, first.tokens, first.token_log_probabilities
+    )
     finished = keep_best(
         beams.finished,
         SearchResult(
-            tokens=tokens,
+            tokens=histories[..., 1:],
             lengths=jnp.broadcast_to(lengths[:, None], ended.shape),
             scores=jnp.where(ended, ended_scores, -jnp.inf),
             log_probabilities=jnp.where(ended, first.log_probabilities, -jnp.inf),
-            token_log_probabilities=token_log_probabilities,
+            token_log_probabilities=of_tokens,
         ),
     )
-    going_on = jnp.where(best.tokens == rules.eos_id, -jnp.inf, best.log_probabilities)
+    going_on = jnp.where(best.tokens == eos_id, -jnp.inf, best.log_probabilities)
     live, index = jax.lax.top_k(going_on, beam_size)
     kept = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=-1), best)
-    tokens, token_log_probabilities = longer(beams, kept, alive)
-    bound = live.max(axis=-1) / rules.penalties[rules.limits]
-    hopeless = bound <= finished.scores[:, -1]
-    return Beams(
+    histories, of_tokens = longer(
+        beams, kept.parents, kept.tokens, kept.token_log_probabilities
+    )
+    bound = live.max(axis=-1) / divisors[beams.job.max_lengths]
+    num_finished = beams.num_finished + (ended & (ended_scores > -jnp.inf)).sum(axis=-1)
+    wanted = {"beams": beam_size, "first": finished.scores.shape[1]}
+    done = bound <= finished.scores[:, -1]
+    if stop in wanted:
+        done = done | (num_finished >= wanted[stop])
+    return beams._replace(
         lengths=lengths,
-        tokens=tokens,
-        token_log_probabilities=token_log_probabilities,
-        log_probabilities=jnp.where(hopeless[:, None], -jnp.inf, live),
+        tokens=histories,
+        token_log_probabilities=of_tokens,
+        log_probabilities=jnp.where(done[:, None], -jnp.inf, live),
         parents=kept.parents,
         finished=finished,
-        cache=beams.cache,
+        num_finished=num_finished,
     )
 
 
-def longer(beams: Beams, new: Continuations, alive: Array) -> tuple[Array, Array]:
-    """Each parent's tokens and their log-probabilities with the new ones: [B, K, T];
-    sentences that are not `alive` [B] stay as they are."""
-    places = jnp.arange(beams.tokens.shape[-1])[None, :]
-    here = ((places == beams.lengths[:, None]) & alive[:, None])[:, None]  # [B, 1, T]
-
-    def extend(histories: Array, new_ones: Array) -> Array:
-        histories = jnp.take_along_axis(histories, new.parents[..., None], axis=1)
-        return jnp.where(here, new_ones[..., None], histories)
-
-    return (
-        extend(beams.tokens, new.tokens),
-        extend(beams.token_log_probabilities, new.token_log_probabilities),
+def best_continuations(
+    logits: Array, beams: Beams, *, eos_id: int, constraints: Sequence[Constraint]
+) -> Continuations:
+    """The likeliest of the K·V ways to go on; logits [B, K, V]. They are C = 2K, as at
+    most K of them end; a single beam needs only C = 1."""
+    beam_size, vocab_size = logits.shape[1:]
+    count = 2 * beam_size if beam_size > 1 else 1
+    allowed = logits
+    for constrain in constraints:
+        allowed = constrain(allowed, beams)
+    total = jax.nn.logsumexp(logits, axis=-1)  # [B, K]
+    sums, parents, tokens = best_tokens(
+        allowed, beams.log_probabilities - total, min(count, beam_size * vocab_size)
     )
 
+    # Where a token must come, each beam has that one way to go on.
+    wanted = compelled_tokens(beams, eos_id)[:, None]  # [B, 1]
+    compelled, index = wanted != FREE, jnp.arange(sums.shape[1])[None, :]
+    parents = jnp.where(compelled, jnp.minimum(index, beam_size - 1), parents)
+    tokens = jnp.where(compelled, wanted, tokens)
+    possible = jnp.where(compelled, index < beam_size, sums > -jnp.inf)
 
-def best_continuations(logits: Array, beams: Beams, rules: Rules) -> Continuations:
-    """The likeliest of the K·V ways to go on; logits [R, V]. They are C = 2K, as at
-    most K of them end; a single beam needs only C = 1.
-
-    Only the C best tokens of a beam can be among them, so the vocabulary is neither
-    sorted nor normalised as a whole.
-    """
-    sentences, beam_size = beams.log_probabilities.shape
-    chex.assert_shape(logits, (sentences * beam_size, None))
-    wanted = 2 * beam_size if beam_size > 1 else 1
-    width = min(wanted, logits.shape[-1])
-
-    def by_sentence(x: Array) -> Array:
-        return x.reshape(sentences, beam_size, -1)
-
-    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    top, tokens = jax.lax.top_k(without(logits, rules.banned), width)
-    log_probabilities, tokens = by_sentence(top - total), by_sentence(tokens)
-    end = by_sentence(logits[:, rules.eos_id, None] - total)  # [B, K, 1]
-    last_place = (beams.lengths + 1 >= rules.limits)[:, None, None]
-    first = (jnp.arange(width) == 0)[None, None, :]
-    log_probabilities = jnp.where(
-        last_place, jnp.where(first, end, -jnp.inf), log_probabilities
-    )
-    tokens = jnp.where(last_place, rules.eos_id, tokens)
-
-    sums = beams.log_probabilities[..., None] + log_probabilities  # [B, K, width]
-    count = min(wanted, beam_size * width)
-    best, index = jax.lax.top_k(sums.reshape(sentences, -1), count)
-
-    def chosen(x: Array) -> Array:
-        return jnp.take_along_axis(x.reshape(sentences, -1), index, axis=-1)
-
-    return Continuations(
-        parents=index // width,
-        tokens=chosen(tokens),
-        token_log_probabilities=chosen(log_probabilities),
-        log_probabilities=best,
-    )
+    sentence = jnp.arange(logits.shape[0])[:, None]
+    chosen = logits[sentence, parents, tokens] - total[sentence, parents]
+    sums = beams.log_probabilities[sentence, parents] + chosen
+    sums = jnp.where(possible, sums, -jnp.inf)
+    found = Continuations(parents, tokens, chosen, sums)
+    _, order = jax.lax.top_k(sums, sums.shape[1])
+    return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=-1), found)
 
 
 def keep_best(old: SearchResult, new: SearchResult) -> SearchResult:

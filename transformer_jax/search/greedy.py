@@ -1,29 +1,29 @@
 """Greedy search: the likeliest token at each place."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from transformer_jax.search.result import LengthPenalty, SearchResult, penalty_table
-from transformer_jax.search.rows import feed_prefix, length_limits, without
+from transformer_jax.search.beams import (
+    FREE,
+    Beams,
+    alive,
+    compelled_tokens,
+    first_beams,
+    longer,
+    make_job,
+    search_while,
+)
+from transformer_jax.search.choosing import best_tokens
+from transformer_jax.search.constraints import Constraint
+from transformer_jax.search.result import (
+    LengthPenalty,
+    SearchResult,
+    penalty_table,
+)
 from transformer_jax.types import Array, Cache, Memory, StepFn
-
-
-class GreedyState(NamedTuple):
-    """Where a greedy search stands."""
-
-    lengths: Array
-    """[B]: target tokens so far."""
-    alive: Array
-    """[B]: not ended yet."""
-    tokens: Array
-    """[B, T]"""
-    token_log_probabilities: Array
-    """[B, T]"""
-    log_probabilities: Array
-    """[B]"""
-    cache: Cache
 
 
 def greedy_search(
@@ -37,7 +37,7 @@ def greedy_search(
     max_lengths: Array | None = None,
     length_penalty: LengthPenalty = "average",
     alpha: float = 1.0,
-    banned: tuple[int, ...] = (),
+    constraints: Sequence[Constraint] = (),
 ) -> SearchResult:
     """Takes the likeliest token (the smallest id among equals) until the end token.
 
@@ -45,79 +45,61 @@ def greedy_search(
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
     0: do not search); at its last place every target is forced to end, at the price of
     the end token's log-probability. The cache has R = B rows. The penalty only makes
-    the score. `banned` tokens are passed over; the others keep their log-probabilities.
-    A sentence's result does not depend on the others.
+    the score. Tokens that `constraints` forbid are passed over; the others keep their
+    log-probabilities. A sentence's result does not depend on the others.
     """
-    limits = length_limits(max_lengths, prefix, max_length=max_length)
+    job = make_job(prefix, max_lengths, max_length=max_length)
+    start = first_beams(job, cache, beam_size=1, n_best=1, max_length=max_length)
+    penalties = penalty_table(length_penalty, alpha, max_length)
 
-    def step(state: GreedyState) -> GreedyState:
-        last = jnp.maximum(state.lengths - 1, 0)[:, None]
-        tokens = jnp.take_along_axis(state.tokens, last, axis=-1)
-        # Ended rows are fed too; a full one has no place left, and needs none.
-        positions = jnp.minimum(state.lengths, max_length - 1)
-        output, cache = step_fn(tokens, positions, state.cache, memory)
-        state = state._replace(cache=cache)
-        return advance(output.logits[:, -1], state, limits, eos_id, banned)
+    def advance(logits: Array, beams: Beams) -> Beams:
+        return advance_greedily(
+            logits, beams, eos_id=eos_id, penalties=penalties, constraints=constraints
+        )
 
-    logits, known, cache = feed_prefix(step_fn, cache, memory, prefix, beams=1)
-    start = first_state(prefix, known, cache, limits, max_length=max_length)
-    found = jax.lax.while_loop(
-        lambda state: jnp.any(state.alive),
-        step,
-        advance(logits, start, limits, eos_id, banned),
-    )
-    penalties = jnp.asarray(penalty_table(length_penalty, alpha, max_length))
-    return SearchResult(
-        tokens=found.tokens[:, None],
-        lengths=found.lengths[:, None],
-        scores=(found.log_probabilities / penalties[found.lengths])[:, None],
-        log_probabilities=found.log_probabilities[:, None],
-        token_log_probabilities=found.token_log_probabilities[:, None],
-    )
+    return search_while(
+        lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
+    ).finished
 
 
-def first_state(
-    prefix: Array, known: Array, cache: Cache, limits: Array, *, max_length: int
-) -> GreedyState:
-    """Targets that hold the prefix [B, P] without its start token; `known` [B, P - 1]
-    are the log-probabilities of its tokens."""
-    forced = known.shape[1]
-    wanted = limits > 0
-    fill = ((0, 0), (0, max_length - forced))
-    return GreedyState(
-        lengths=jnp.where(wanted, forced, 0).astype(jnp.int32),
-        alive=wanted,
-        tokens=jnp.pad(prefix[:, 1:].astype(jnp.int32), fill) * wanted[:, None],
-        token_log_probabilities=jnp.pad(known, fill) * wanted[:, None],
-        log_probabilities=jnp.where(wanted, known.sum(axis=-1), -jnp.inf),
-        cache=cache,
-    )
-
-
-def advance(
+def advance_greedily(
     logits: Array,
-    state: GreedyState,
-    limits: Array,
+    beams: Beams,
+    *,
     eos_id: int,
-    banned: tuple[int, ...],
-) -> GreedyState:
-    """Logits [B, V] of the next token → the state one token later."""
-    lengths, alive = state.lengths, state.alive
-    token = jnp.argmax(without(logits, banned), axis=-1).astype(jnp.int32)
-    token = jnp.where(lengths + 1 >= limits, eos_id, token)
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    penalties: np.ndarray,
+    constraints: Sequence[Constraint],
+) -> Beams:
+    """Logits [B, 1, V] of the next token → the state one token later."""
+    allowed = logits
+    for constrain in constraints:
+        allowed = constrain(allowed, beams)
+    going_on = alive(beams)[:, None]
+    tokens = best_tokens(allowed, jnp.zeros_like(beams.log_probabilities), 1)[2]
+    compelled = compelled_tokens(beams, eos_id)[:, None]
+    tokens = jnp.where(compelled == FREE, tokens, compelled)  # [B, 1]
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     chosen = chosen - jax.nn.logsumexp(logits, axis=-1)
-    places = jnp.arange(state.tokens.shape[1])[None, :]
-    here = (places == lengths[:, None]) & alive[:, None]
 
-    def write(histories: Array, new: Array) -> Array:
-        return jnp.where(here, new[:, None], histories)
+    lengths = beams.lengths + going_on[:, 0]
+    total = jnp.where(going_on, beams.log_probabilities + chosen, -jnp.inf)
+    histories, of_tokens = longer(beams, beams.parents, tokens, chosen)
+    ended = going_on & (tokens == eos_id)
+    whole = SearchResult(
+        tokens=histories[..., 1:],
+        lengths=lengths[:, None],
+        scores=total / jnp.asarray(penalties)[lengths][:, None],
+        log_probabilities=total,
+        token_log_probabilities=of_tokens,
+    )
 
-    return GreedyState(
-        lengths=lengths + alive,
-        alive=alive & (token != eos_id),
-        tokens=write(state.tokens, token),
-        token_log_probabilities=write(state.token_log_probabilities, chosen),
-        log_probabilities=state.log_probabilities + jnp.where(alive, chosen, 0.0),
-        cache=state.cache,
+    def keep(new: Array, old: Array) -> Array:
+        return jnp.where(ended if new.ndim == 2 else ended[..., None], new, old)
+
+    return beams._replace(
+        lengths=lengths,
+        tokens=histories,
+        token_log_probabilities=of_tokens,
+        log_probabilities=jnp.where(ended, -jnp.inf, total),
+        finished=jax.tree.map(keep, whole, beams.finished),
     )

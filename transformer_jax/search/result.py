@@ -7,6 +7,7 @@ import numpy as np
 from transformer_jax.types import Array
 
 LengthPenalty = Literal["average", "gnmt", "none"]
+StopRule = Literal["first", "beams", "bound"]
 
 
 class SearchResult(NamedTuple):

@@ -104,6 +104,7 @@ class Run:
         self.state, self.rng, self.progress = started.restored
         self.step = int(self.state.step)
         self.saved_step = store.latest_step()
+        self.saved_evaluation = self.progress.evaluated_step
         self.metrics: dict[str, float] = {}
         pairs = started.prepared.dev_pairs
         self.dev = DevSet(self.engine, started.prepared.tokenizer, pairs)
@@ -206,7 +207,8 @@ class Run:
         return best
 
     def _save(self, *, best: bool = False) -> None:
-        if self.saved_step == self.step and not best:
+        now = (self.step, self.progress.evaluated_step)
+        if now == (self.saved_step, self.saved_evaluation):
             return
         self._tally()
         self.update_watch.pause()
@@ -219,7 +221,7 @@ class Run:
             metrics=finite if fresh else None,
             best=best,
         )
-        self.saved_step = self.step
+        self.saved_step, self.saved_evaluation = now
         self._event("checkpoint", best=best)
 
     def _stop_asked(self) -> bool:

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.config import Config
-from transformer_jax.data.examples import make_example
+from transformer_jax.data.examples import check_positions, make_example
 from transformer_jax.data.sources import Pair, PairSource, open_split
 from transformer_jax.data.tokenizer import (
     Tokenizer,
@@ -19,6 +20,7 @@ from transformer_jax.recipes import (
     config_from_json,
 )
 from transformer_jax.translation.evaluation import check_tokenizer
+from transformer_jax.trees import params_sha256
 
 Say = Callable[[str], None]
 
@@ -33,8 +35,12 @@ class Prepared(NamedTuple):
 
 
 def stored_config(store: CheckpointStore) -> Config | None:
-    """The settings of the run in this folder, if there is one."""
-    return config_from_json(store.config_json()) if store.has_run() else None
+    """The settings of the run in this folder, if there is one.
+
+    One that was stopped before its first checkpoint has nothing to go on from: it gives
+    way to a new run.
+    """
+    return config_from_json(store.config_json()) if store.steps() else None
 
 
 def settle_config(
@@ -53,17 +59,34 @@ def settle_config(
             config, model=origin.model, tokenizer=origin.tokenizer
         )
     if init_from is not None:
-        if store.origin() is None:
-            raise ValueError(
-                f"{store.workdir} holds a run that did not start from another one: "
-                "--init-from comes too late for it. Leave it out to go on with that "
-                "run, or give another --workdir."
-            )
+        _check_origin(store, init_from)
         config = dataclasses.replace(config, model=old.model, tokenizer=old.tokenizer)
     sizes = (old.model.source_vocab_size, old.model.target_vocab_size)
     config = with_vocabulary(config, *sizes)
     check_same_run(old, config, store.workdir)
     return config
+
+
+def _check_origin(store: CheckpointStore, init_from: CheckpointStore) -> None:
+    """A run that is there already must have begun with the same --init-from."""
+    noted = store.origin()
+    if noted is None or "run" not in noted:
+        raise ValueError(
+            f"{store.workdir} holds a run that did not start from another one: "
+            "--init-from comes too late for it. Leave it out to go on with that "
+            "run, or give another --workdir."
+        )
+    same_place = Path(noted["run"]).resolve() == init_from.workdir.resolve()
+    if (
+        same_place
+        or params_sha256(init_from.restore_params()) == noted["params_sha256"]
+    ):
+        return
+    raise ValueError(
+        f"{store.workdir} holds a run that started from {noted['run']}, and "
+        f"--init-from is {init_from.workdir}, which has other weights. Give "
+        f"{noted['run']} to go on with that run, or another --workdir to start anew."
+    )
 
 
 def with_vocabulary(config: Config, source_size: int, target_size: int) -> Config:
@@ -109,7 +132,7 @@ def prepare(
 
     `config` comes from `settle_config`.
     """
-    check_positions(config)
+    check_row_lengths(config)
     if config.data.dev_split:
         check_tokenizer(config.evaluation.tokenize)
     say(f"data         {config.data.name}: opening {config.data.train_split}")
@@ -120,7 +143,7 @@ def prepare(
     if config.data.dev_split:
         dev = open_split(config.data, config.data.dev_split, workdir=store.workdir)
         dev_pairs = [dev[index] for index in range(len(dev))]
-    if store.has_run():
+    if store.steps():
         tokenizer = load_tokenizer(store.tokenizer_files())
     elif init_from is not None:
         tokenizer = load_tokenizer(init_from.tokenizer_files())
@@ -133,7 +156,7 @@ def prepare(
     return Prepared(config, tokenizer, train_pairs, dev_pairs)
 
 
-def check_positions(config: Config) -> None:
+def check_row_lengths(config: Config) -> None:
     """A learned position table must be as long as the rows it is used on."""
     data, model = config.data, config.model
     longest = data.pack_length if data.batching == "pack" else max(data.bucket_lengths)
@@ -147,18 +170,12 @@ def check_positions(config: Config) -> None:
 
 def check_dev_lengths(config: Config, tokenizer: Tokenizer, pairs: list[Pair]) -> None:
     """A learned position table must hold every dev sentence: none is left out."""
-    limit = config.model.num_positions
     if config.model.positions != "learned":
         return
     for number, pair in enumerate(pairs, start=1):
         example = make_example(pair, tokenizer, config.model)
-        longest = max(len(example["inputs"]), len(example["targets"]))
-        if longest > limit:
-            raise ValueError(
-                f"Pair {number} of {config.data.dev_split} has {longest} pieces on a "
-                f"side, but the learned position table has {limit}: raise "
-                "model.max_positions, or leave the pair out of the dev data."
-            )
+        name = f"Pair {number} of {config.data.dev_split}"
+        check_positions(example, config.model, name=name)
 
 
 def new_tokenizer(config: Config, pairs: PairSource, say: Say) -> Tokenizer:

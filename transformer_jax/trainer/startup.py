@@ -1,6 +1,7 @@
 """Everything between the command and the first update."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -55,33 +56,44 @@ def start(
 ) -> Started | Finished:
     """Opens or begins the run in the store's folder; `origin` is that of --init-from.
 
-    Nothing is written before the settings are known to fit what is there.
+    Nothing is written before all that is there is known to fit.
     """
+    _check_folder(store.workdir)
     used = settle_config(config, store, origin)
     done = _finished(used, store)
     if done is not None:
         return done
-    if origin is not None and not store.has_run():
+    if origin is not None and not store.steps():
         _tell_replaced(config, used, reporter)
     keep_compiled_programs()
     prepared = prepare(used, store, init_from=origin, say=reporter.say)
     engine = build_engine(prepared.config)
     reporter.say(summary(prepared, engine))
-    store.write_run(
-        config_to_json(prepared.config),
-        prepared.tokenizer.files(),
-        origin=store.origin() if store.has_run() else _note_origin(origin),
-    )
     batches = _batches(prepared, engine)
     try:
         restored = _state(engine, store, origin, batches)
         if (step := int(restored.state.step)) > 0:
             reporter.say(f"{'resuming':<13}from step {step:,}")
         steps = engine.compile_train_step(restored.rng, reporter.say)
+        store.write_run(
+            config_to_json(prepared.config),
+            prepared.tokenizer.files(),
+            origin=store.origin() if store.steps() else _note_origin(origin),
+        )
     except BaseException:
         batches.close()
         raise
     return Started(prepared, engine, steps, batches, restored)
+
+
+def _check_folder(workdir: Path) -> None:
+    """A run's folder need not exist, but nothing else may stand in its place."""
+    there = next((p for p in (workdir, *workdir.parents) if p.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ValueError(
+            f"--workdir is {workdir}, but {there} is a file: a run needs a folder of "
+            "its own. Give another --workdir."
+        )
 
 
 def _finished(config: Config, store: CheckpointStore) -> Finished | None:
@@ -109,12 +121,15 @@ def _tell_replaced(asked: Config, used: Config, reporter: Reporter) -> None:
 
 
 def _note_origin(origin: CheckpointStore | None) -> dict[str, Any] | None:
-    """What a new run notes of the run that its weights come from."""
+    """What a new run notes of the run that its weights come from, and of where that
+    had its own from."""
     if origin is None:
         return None
     step = origin.chosen_step()
     digest = params_sha256(origin.restore_params(step=step))
-    return {"run": str(origin.workdir), "step": step, "params_sha256": digest}
+    noted = {"run": str(origin.workdir), "step": step, "params_sha256": digest}
+    before = origin.origin()
+    return {**noted, "origin": before} if before else noted
 
 
 def _batches(prepared: Prepared, engine: Engine) -> TrainBatches:

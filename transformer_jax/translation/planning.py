@@ -1,4 +1,4 @@
-"""Which sentences are translated together, and in which of a few shapes."""
+"""Which sentences are translated side by side, and in which of a few shapes."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -6,46 +6,72 @@ from typing import NamedTuple
 import numpy as np
 
 SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-"""Padded source lengths: each (rows, length) met is compiled once."""
+"""Padded lengths at which sources are encoded: each that is met is compiled once."""
+GROUP_LENGTHS = (32, 64, 128, 256, 512, 1024)
+"""Source lengths that slots have room for: each that is met is compiled once too."""
 
 
-class SourceBatch(NamedTuple):
-    """Sentences in one shape; rows beyond `indices` only fill it up."""
+class Group(NamedTuple):
+    """Sentences that share the slots of a device, the longest first."""
 
     indices: np.ndarray
     """Places of the sentences in the list given."""
-    rows: int
+    slots: int
+    """Sentences that are searched side by side."""
     length: int
+    """Source positions of a slot."""
 
 
-def plan_batches(
-    lengths: Sequence[int], *, positions: int, longest: int
-) -> Iterator[SourceBatch]:
-    """Longest sentences first, as many rows as `positions` allow at their length.
+def plan_groups(
+    lengths: Sequence[int],
+    *,
+    positions: int,
+    longest: int,
+    max_slots: int | None = None,
+) -> Iterator[Group]:
+    """Longest sentences first, as many slots as `positions` allow at their length.
 
-    A batch's length is the first of `SOURCE_LENGTHS` that holds its longest sentence,
-    but at most `longest`. A batch that is not full has a power of four of rows.
+    A group's length is the first of `GROUP_LENGTHS` that holds its longest sentence,
+    but at most `longest`. Shorter ones fill its slots, and stay in the group where they
+    are too few to fill those of a shorter length. Where all sentences together do not
+    fill the slots, there is a power of four of them.
 
-    >>> batches = plan_batches([9, 3, 2, 4], positions=32, longest=1024)
-    >>> [(batch.indices.tolist(), batch.rows, batch.length) for batch in batches]
-    [([0, 3], 2, 16), ([1, 2], 4, 8)]
+    >>> groups = plan_groups([70, 9, 3, 2, 4, 5], positions=128, longest=1024)
+    >>> [(group.indices.tolist(), group.slots, group.length) for group in groups]
+    [([0], 1, 128), ([1, 5, 4, 2, 3], 4, 32)]
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+
+    def slots_at(length: int) -> int:
+        slots = full_rows(positions, length)
+        return min(slots, max_slots or slots)
+
     start = 0
     while start < len(order):
-        needed = lengths[order[start]]
-        length = next((size for size in SOURCE_LENGTHS if size >= needed), longest)
-        length = min(length, longest)
-        rows = full_rows(positions, length)
-        indices = order[start : start + rows]
-        if len(indices) < rows:
-            rows = min(rows, next_power_of_four(len(indices)))
-        yield SourceBatch(indices, rows, length)
-        start += len(indices)
+        length = padded_length(lengths[order[start]], GROUP_LENGTHS, longest)
+        stop = min(start + slots_at(length), len(order))
+        while stop < len(order):
+            shorter = padded_length(lengths[order[stop]], GROUP_LENGTHS, longest)
+            if shorter < length and len(order) - stop >= slots_at(shorter):
+                break
+            stop += 1
+        slots = min(slots_at(length), next_power_of_four(stop - start))
+        yield Group(order[start:stop], slots, length)
+        start = stop
+
+
+def padded_length(length: int, ladder: Sequence[int], longest: int) -> int:
+    """The first of the ladder that is not below `length`, but at most `longest`.
+
+    >>> padded_length(20, SOURCE_LENGTHS, 1024), padded_length(20, SOURCE_LENGTHS, 22)
+    (24, 22)
+    """
+    return min(next((size for size in ladder if size >= length), longest), longest)
 
 
 def full_rows(positions: int, length: int) -> int:
-    """Rows of a full batch: at least one, and a multiple of eight when more than that.
+    """Rows of `length` for that many positions: at least one, and a multiple of eight
+    when more than that.
 
     >>> full_rows(4096, 24), full_rows(100, 24), full_rows(10, 24)
     (168, 4, 1)

@@ -2,11 +2,11 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,20 @@ import tqdm
 
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.config import SearchConfig
-from transformer_jax.data.batching import stack_rows
-from transformer_jax.data.examples import Example, make_example
+from transformer_jax.data.examples import make_example
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
-from transformer_jax.models.functions import encode_memory, init_cache, make_step_fn
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.recipes import config_from_json
-from transformer_jax.search.beam import beam_search
-from transformer_jax.search.greedy import greedy_search
 from transformer_jax.search.result import SearchResult
-from transformer_jax.translation.planning import SourceBatch, plan_batches
-from transformer_jax.types import Array, Params
+from transformer_jax.translation.engine import (
+    Decoder,
+    Found,
+    Sentence,
+    decode_side_by_side,
+)
+from transformer_jax.translation.planning import plan_groups
+from transformer_jax.translation.slots import SearchPlan
+from transformer_jax.types import Params
 
 MAX_SOURCE_TOKENS = 1024
 """Longer sources, end token included, are cut to this length."""
@@ -63,16 +66,6 @@ class Translation(Hypothesis):
     """Whether the line was too long, so that only its beginning was translated."""
 
 
-class SearchPlan(NamedTuple):
-    """What a compiled search is made for, apart from array shapes."""
-
-    search: SearchConfig
-    max_length: int
-    start_id: int
-    eos_id: int
-    banned: tuple[int, ...]
-
-
 class Translator:
     """A model, its tokenizer and a way to search, as a function of lines of text.
 
@@ -87,14 +80,27 @@ class Translator:
         params: Params,
         tokenizer: Tokenizer,
         search: SearchConfig,
+        *,
+        devices: Sequence[Any] = (),
     ) -> None:
+        """`devices` work side by side, each with a copy of the parameters; without any,
+        the search runs where the parameters are."""
         self.model = model
         self.params = jax.tree.map(jnp.asarray, params)
+        self._copies = [jax.device_put(self.params, each) for each in devices]
+        self._copies = self._copies or [self.params]
+        self._idle: dict[tuple[int, SearchPlan, int, int], Decoder] = {}
         self.tokenizer = tokenizer
         self.search = search
 
     @classmethod
-    def load(cls, run: str | Path, *, step: int | None = None) -> "Translator":
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        step: int | None = None,
+        devices: Sequence[Any] = (),
+    ) -> "Translator":
         """From a run: its best checkpoint if one was chosen, else the latest."""
         store = CheckpointStore(Path(run))
         step = store.chosen_step(step)
@@ -107,7 +113,8 @@ class Translator:
             target_vocab_size=sizes.target_vocab_size or tokenizer.target_vocab_size,
         )
         params = store.restore_params(step=step)
-        return cls(Transformer(model_config), params, tokenizer, config.search)
+        model = Transformer(model_config)
+        return cls(model, params, tokenizer, config.search, devices=devices)
 
     @property
     def max_source_tokens(self) -> int:
@@ -120,19 +127,21 @@ class Translator:
         *,
         search: SearchConfig | None = None,
         batch_tokens: int = BATCH_TOKENS,
+        batch_size: int | None = None,
         progress: bool | Callable[[int], object] = False,
         first_line: int = 1,
     ) -> list[Translation]:
         """As many translations as lines, in order.
 
-        Lines are sorted by length and searched in batches of up to `batch_tokens`
-        source positions, beams counted. Lines without words give empty translations;
-        of lines longer than `max_source_tokens` only the beginning is translated, and
-        a warning is logged, which numbers lines from `first_line`. `progress` shows a
-        bar on stderr, or is called with the number of lines just done.
+        The longest lines come first. Each device searches as many side by side as
+        `batch_tokens` source positions hold, beams counted, but at most `batch_size`,
+        and a line that is done makes room for the next. Lines without words give empty
+        translations; of lines longer than `max_source_tokens` only the beginning is
+        translated, and a warning is logged, which numbers lines from `first_line`.
+        `progress` shows a bar on stderr, or is called with the number of lines done.
         """
         search = search or self.search
-        sources = [self._encode(line) for line in lines]
+        sources = [self.source_ids(line) for line in lines]
         limit = self.max_source_tokens
         long = [i for i, source in enumerate(sources) if len(source) > limit]
         if long:
@@ -149,14 +158,19 @@ class Translator:
         places = [i for i, source in enumerate(sources) if len(source)]
         with _updating(progress, len(lines)) as update:
             update(len(lines) - len(places))
-            for index, hypotheses in self._search_all(
-                [self._cut(sources[i]) for i in places], search, batch_tokens, update
+            for each in self.search_ids(
+                [self._cut(sources[i]) for i in places],
+                search=search,
+                batch_tokens=batch_tokens,
+                batch_size=batch_size,
             ):
-                line = places[index]
+                line = places[each.index]
+                hypotheses = self._hypotheses(each.result)
                 found[line] = _translation(hypotheses, truncated=line in cut)
+                update(1)
         return [each or _translation((), truncated=False) for each in found]
 
-    def _encode(self, line: str) -> np.ndarray:
+    def source_ids(self, line: str) -> np.ndarray:
         """Source ids as the model reads them; none if the line has no words."""
         example = make_example((line, ""), self.tokenizer, self.model.config)
         inputs = example["inputs"]
@@ -173,61 +187,66 @@ class Translator:
             inputs[-1] = self.tokenizer.eos_id
         return inputs
 
-    def _search_all(
+    def search_ids(
         self,
-        sources: list[np.ndarray],
-        search: SearchConfig,
-        batch_tokens: int,
-        update: Callable[[int], object],
-    ) -> Iterator[tuple[int, tuple[Hypothesis, ...]]]:
-        """(place in `sources`, hypotheses) in any order.
+        sources: Sequence[np.ndarray],
+        *,
+        search: SearchConfig | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        batch_size: int | None = None,
+    ) -> Iterator[Found]:
+        """Source ids as the model reads them → the n best targets of each, by its place
+        in `sources`, in the order in which they are done.
 
-        While one batch is searched on the device, the one before becomes text.
+        While those that are done are used, the devices go on with the others.
         """
+        search = search or self.search
         beams = search.beam_size if search.method == "beam" else 1
-        batches = plan_batches(
+        groups = plan_groups(
             [len(source) for source in sources],
             positions=batch_tokens // beams,
             longest=self.max_source_tokens,
+            max_slots=batch_size,
         )
-        running: tuple[SourceBatch, SearchResult] | None = None
-        for batch in (*batches, None):
-            started = None
-            if batch is not None:
-                started = (batch, self._start(sources, batch, search))
-            if running is not None:
-                yield from self._read(*running)
-                update(len(running[0].indices))
-            running = started
+        for group in groups:
+            plan = self._plan(group.length, search)
+            specials = self.model.config.source_specials
+            queue = deque(
+                Sentence(
+                    int(index),
+                    sources[index],
+                    self._max_target(len(sources[index]) - specials, search),
+                )
+                for index in group.indices
+            )
+            useful = -(-len(queue) // group.slots)
+            keys = [
+                (device, plan, group.slots, group.length)
+                for device in range(min(useful, len(self._copies)))
+            ]
+            decoders = [
+                self._idle.pop(key, None) or self._decoder(*key) for key in keys
+            ]
+            yield from decode_side_by_side(decoders, queue)
+            self._idle = dict(zip(keys, decoders, strict=True))
 
-    def _start(
-        self, sources: list[np.ndarray], batch: SourceBatch, search: SearchConfig
-    ) -> SearchResult:
-        """Starts the search of one batch; the result may still be on its way."""
+    def _decoder(
+        self, device: int, plan: SearchPlan, slots: int, length: int
+    ) -> Decoder:
+        params = self._copies[device]
+        return Decoder(self.model, params, plan, slots=slots, length=length)
+
+    def _plan(self, source_length: int, search: SearchConfig) -> SearchPlan:
+        """What searches of sources of up to that many tokens are compiled for."""
         nothing = make_example(("", ""), self.tokenizer, self.model.config)
-        rows = [[Example(**{**nothing, "inputs": sources[i]})] for i in batch.indices]
-        shape = (batch.rows, batch.length, 1)
-        padded = stack_rows(rows, shape, self.tokenizer.pad_id)
-        max_lengths = np.zeros(batch.rows, np.int32)  # 0: rows that only fill up
-        for row, index in enumerate(batch.indices):
-            words = len(sources[index]) - self.model.config.source_specials
-            max_lengths[row] = self._max_target(words, search)
         # Padding and a start token of its own are no words (Marian bans pad; so do we).
         never = {self.tokenizer.pad_id, self.tokenizer.bos_id} - {self.tokenizer.eos_id}
-        plan = SearchPlan(
+        return SearchPlan(
             search=search,
-            max_length=self._max_target(batch.length, search),
+            max_length=self._max_target(source_length, search),
             start_id=int(nothing["decoder_inputs"][0]),
             eos_id=self.tokenizer.eos_id,
             banned=tuple(sorted(never)),
-        )
-        return search_batch(
-            self.params,
-            padded.inputs,
-            padded.input_segment_ids,
-            max_lengths,
-            model=self.model,
-            plan=plan,
         )
 
     def _max_target(self, pieces: int, search: SearchConfig) -> int:
@@ -235,76 +254,25 @@ class Translator:
         wanted = int(search.max_length_factor * pieces) + search.max_length_offset
         return min(wanted, self.model.config.num_positions)
 
-    def _read(
-        self, batch: SourceBatch, result: SearchResult
-    ) -> Iterator[tuple[int, tuple[Hypothesis, ...]]]:
-        result = jax.device_get(result)
-        for row, index in enumerate(batch.indices):
-            ranks = range(result.lengths.shape[1])
-            hypotheses = (self._hypothesis(result, row, rank) for rank in ranks)
-            yield int(index), tuple(each for each in hypotheses if each.tokens)
-
-    def _hypothesis(self, result: SearchResult, row: int, rank: int) -> Hypothesis:
-        length = int(result.lengths[row, rank])
-        ids = result.tokens[row, rank, :length].tolist()
-        return Hypothesis(
-            text=self.tokenizer.decode_target(ids),
-            score=float(result.scores[row, rank]),
-            log_probability=float(result.log_probabilities[row, rank]),
-            tokens=tuple(self.tokenizer.target_pieces(ids)),
-            token_log_probabilities=tuple(
-                result.token_log_probabilities[row, rank, :length].tolist()
-            ),
-        )
-
-
-@functools.partial(jax.jit, static_argnames=("model", "plan"))
-def search_batch(
-    params: Params,
-    inputs: Array,
-    segment_ids: Array,
-    max_lengths: Array,
-    *,
-    model: Transformer,
-    plan: SearchPlan,
-) -> SearchResult:
-    """Encode B sentences, one a row of inputs, segment ids [B, S], and search.
-
-    Compiled once for each shape and plan, in all translators of a process.
-    """
-    search, rows = plan.search, inputs.shape[0]
-    step_fn = make_step_fn(model, params)
-    memory = encode_memory(model, params, inputs, segment_ids)
-    prefix = jnp.full((rows, 1), plan.start_id, jnp.int32)
-    beams = search.beam_size if search.method == "beam" else 1
-    cache = init_cache(model.config, rows * beams, plan.max_length)
-    if search.method == "greedy":
-        return greedy_search(
-            step_fn,
-            cache,
-            memory,
-            prefix=prefix,
-            max_length=plan.max_length,
-            eos_id=plan.eos_id,
-            max_lengths=max_lengths,
-            length_penalty=search.length_penalty,
-            alpha=search.alpha,
-            banned=plan.banned,
-        )
-    return beam_search(
-        step_fn,
-        cache,
-        memory,
-        prefix=prefix,
-        beam_size=beams,
-        max_length=plan.max_length,
-        eos_id=plan.eos_id,
-        length_penalty=search.length_penalty,
-        alpha=search.alpha,
-        n_best=search.n_best,
-        max_lengths=max_lengths,
-        banned=plan.banned,
-    )
+    def _hypotheses(self, result: SearchResult) -> tuple[Hypothesis, ...]:
+        """Those that were found of one sentence, best first."""
+        found = []
+        for rank, length in enumerate(result.lengths.tolist()):
+            if not length:
+                continue
+            ids = result.tokens[rank, :length].tolist()
+            found.append(
+                Hypothesis(
+                    text=self.tokenizer.decode_target(ids),
+                    score=float(result.scores[rank]),
+                    log_probability=float(result.log_probabilities[rank]),
+                    tokens=tuple(self.tokenizer.target_pieces(ids)),
+                    token_log_probabilities=tuple(
+                        result.token_log_probabilities[rank, :length].tolist()
+                    ),
+                )
+            )
+        return tuple(found)
 
 
 def _translation(hypotheses: tuple[Hypothesis, ...], *, truncated: bool) -> Translation:

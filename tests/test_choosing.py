@@ -1,0 +1,56 @@
+"""The best tokens of a large vocabulary are those of sorting all of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.search.choosing import CHUNK, best_tokens
+
+
+def by_sorting(logits, offsets, count):
+    """Sums, beams and tokens; the better beam and the smaller token among equals."""
+    vocab_size = logits.shape[-1]
+    sums = (offsets[..., None] + logits).reshape(len(logits), -1)
+    order = np.argsort(-sums, axis=-1, kind="stable")[:, :count]
+    best = np.take_along_axis(sums, order, axis=-1)
+    return best, order // vocab_size, order % vocab_size
+
+
+@pytest.mark.parametrize("distinct", [3, 10_000], ids=["ties", "distinct"])
+@pytest.mark.parametrize(
+    ("beams", "vocab_size", "count"),
+    [(1, 7, 1), (3, 7, 6), (1, 40 * CHUNK, 1), (1, 900, 1), (4, 5001, 8), (2, 700, 4)],
+)
+def test_equals_sorting(beams, vocab_size, count, distinct):
+    draw = np.random.default_rng(vocab_size + distinct)
+    logits = draw.integers(0, distinct, (3, beams, vocab_size)).astype(np.float32)
+    offsets = draw.integers(-2, 2, (3, beams)).astype(np.float32)
+    offsets[0, 0] = -np.inf
+    logits[1, 0, ::2] = -np.inf
+    found = jax.jit(best_tokens, static_argnums=2)(
+        jnp.asarray(logits), jnp.asarray(offsets), count
+    )
+    for ours, theirs in zip(found, by_sorting(logits, offsets, count), strict=True):
+        possible = np.isfinite(np.asarray(found[0]))
+        np.testing.assert_array_equal(np.asarray(ours)[possible], theirs[possible])
+    np.testing.assert_array_equal(found[0], by_sorting(logits, offsets, count)[0])
+
+
+def test_nothing_is_sorted():
+    text = jax.jit(best_tokens, static_argnums=2).lower(
+        jnp.zeros((2, 5, 10_000)), jnp.zeros((2, 5)), 10
+    )
+    widest = max((shape[-1] for shape in _sorted_shapes(text.as_text())), default=0)
+    assert 0 < widest < 10_000 / 5
+
+
+def _sorted_shapes(text: str) -> list[tuple[int, ...]]:
+    """Shapes of the operands of every sort and top-k in a lowered program."""
+    shapes = []
+    for line in text.splitlines():
+        if "top_k" in line or "stablehlo.sort" in line:
+            for part in line.split("tensor<")[1:]:
+                sizes = part.split(">")[0].split("x")[:-1]
+                shapes.append(tuple(int(size) for size in sizes if size.isdigit()))
+    return [shape for shape in shapes if shape]

@@ -1,0 +1,204 @@
+"""Continuous batching changes no result, and compiles little."""
+
+import itertools
+from collections import deque
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.config import SearchConfig
+from transformer_jax.models.cache import init_cache
+from transformer_jax.models.functions import encode_memory, make_step_fn
+from transformer_jax.search.beam import beam_search
+from transformer_jax.search.constraints import banned_tokens
+from transformer_jax.search.greedy import greedy_search
+from transformer_jax.search.result import SearchResult
+from transformer_jax.testing import tiny_model
+from transformer_jax.translation import engine, slots
+from transformer_jax.translation.engine import (
+    Decoder,
+    Sentence,
+    decode_side_by_side,
+)
+from transformer_jax.translation.planning import GROUP_LENGTHS, plan_groups
+from transformer_jax.translation.slots import SearchPlan
+
+LENGTHS = (3, 9, 1, 12, 5, 7, 2, 11, 4, 8, 6, 10, 3, 5, 9, 2, 7)
+GREEDY = SearchConfig(method="greedy")
+BEAM = SearchConfig(beam_size=3, n_best=2)
+METHODS = pytest.mark.parametrize("search", [GREEDY, BEAM], ids=["greedy", "beam"])
+MAX_LENGTH, EOS, START = 40, 2, 1
+
+
+def make_sentences(lengths=LENGTHS) -> list[Sentence]:
+    draw = np.random.default_rng(5)
+    return [
+        Sentence(i, draw.integers(4, 30, length).astype(np.int32), 2 * length + 9)
+        for i, length in enumerate(lengths)
+    ]
+
+
+def make_decoder(search: SearchConfig, *, width=4, seed=0, device=None) -> Decoder:
+    model, params = tiny_model(seed, norm_position="pre", output_bias=True)
+    params["output"]["bias"] = params["output"]["bias"].at[EOS].add(-1.0)
+    plan = SearchPlan(search, MAX_LENGTH, START, EOS, banned=(0, START))
+    params = jax.device_put(params, device) if device else params
+    return Decoder(model, params, plan, slots=width, length=16)
+
+
+def found_by(decoder, sentences) -> list[SearchResult]:
+    """Results by the sentences' own numbers."""
+    found = list(decoder.run(deque(sentences)))
+    assert sorted(each.index for each in found) == sorted(s.index for s in sentences)
+    return [each.result for each in sorted(found, key=lambda each: each.index)]
+
+
+@METHODS
+def test_equals_searching_one_sentence_after_the_other(search):
+    sentences, decoder = make_sentences(), make_decoder(search)
+
+    @jax.jit
+    def alone(params, inputs):
+        ids = inputs[None]
+        memory = encode_memory(decoder.model, params, ids, jnp.ones_like(ids))
+        step_fn = make_step_fn(decoder.model, params)
+        beams = decoder.plan.beams
+        cache = init_cache(decoder.model.config, 1, MAX_LENGTH, beams=beams)
+        options: dict[str, Any] = {
+            "prefix": jnp.array([[START]]),
+            "max_length": MAX_LENGTH,
+            "max_lengths": jnp.array([2 * len(inputs) + 9]),
+            "eos_id": EOS,
+            "constraints": (banned_tokens(decoder.plan.banned),),
+        }
+        if search.method == "greedy":
+            return greedy_search(step_fn, cache, memory, **options)
+        options |= {"beam_size": 3, "n_best": 2}
+        return beam_search(step_fn, cache, memory, **options)
+
+    together = found_by(decoder, sentences)
+    assert max(found.lengths[0] for found in together) > 12
+    for sentence, found in zip(sentences, together, strict=True):
+        one = jax.device_get(alone(decoder.params, sentence.inputs))
+        one = jax.tree.map(lambda x: x[0], one)
+        chex.assert_trees_all_equal(found.tokens, one.tokens)
+        chex.assert_trees_all_close(found, one, atol=1e-4)
+
+
+@METHODS
+def test_neighbours_and_places_change_no_bit(search):
+    sentences = make_sentences()
+    straight = found_by(make_decoder(search), sentences)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(sentences))
+        shuffled = found_by(make_decoder(search), [sentences[i] for i in order])
+        chex.assert_trees_all_equal(shuffled, straight)
+
+
+def test_the_cache_grows_with_its_sentences(monkeypatch):
+    short = found_by(make_decoder(GREEDY), make_sentences())
+    lengths = [2]
+
+    def move(*args, length):
+        lengths.append(length)
+        return slots.move(*args, length=length)
+
+    monkeypatch.setattr(engine, "move", move)
+    for module in (engine, slots):
+        monkeypatch.setattr(module, "FIRST_CACHE", 2)
+    decoder = make_decoder(SearchConfig(method="greedy", alpha=0.5))
+    assert decoder.state.beams.cache.ancestors.shape[1] == 2
+    grown = found_by(decoder, make_sentences())
+    assert max(lengths) > 12
+    assert min(np.diff(lengths)) < 0 < max(np.diff(lengths))
+    for one, other in zip(grown, short, strict=True):
+        chex.assert_trees_all_equal(one.tokens, other.tokens)
+
+
+def compiled(function: Any) -> int:
+    """Programs that a jitted function has had compiled."""
+    return function._cache_size()
+
+
+@METHODS
+def test_each_shape_is_compiled_once(search):
+    search = SearchConfig(**{**vars(search), "alpha": 0.77})  # not compiled before
+    before = compiled(slots.advance), compiled(slots.refill)
+    found_by(make_decoder(search), make_sentences())
+    # Another model of the same kind, as at the next evaluation of a training.
+    found_by(make_decoder(search, seed=1), make_sentences())
+    caches, sources = 2, 2
+    assert compiled(slots.advance) - before[0] <= caches
+    assert compiled(slots.refill) - before[1] <= sources
+
+
+@METHODS
+def test_devices_share_a_queue(search):
+    sentences = make_sentences(LENGTHS * 3)
+    alone = found_by(make_decoder(search), sentences)
+    decoders = [make_decoder(search, device=each) for each in jax.devices()[:3]]
+    found = sorted(decode_side_by_side(decoders, deque(sentences)))
+    chex.assert_trees_all_equal([each.result for each in found], alone)
+
+
+def test_the_error_of_a_device_is_raised_and_ends_the_others():
+    class Broken(Decoder):
+        def run(self, queue):
+            raise RuntimeError("no such device")
+
+    queue = deque(make_sentences(LENGTHS * 3))
+    whole = make_decoder(GREEDY)
+    broken = Broken(whole.model, whole.params, whole.plan, slots=4, length=16)
+    with pytest.raises(RuntimeError, match="no such device"):
+        list(decode_side_by_side([whole, broken], queue))
+
+
+def test_results_come_while_others_are_waiting():
+    queue = deque(make_sentences(LENGTHS * 3))
+    found = list(itertools.islice(make_decoder(GREEDY).run(queue), 4))
+    assert len(found) == 4
+    assert len(queue) > len(LENGTHS)
+
+
+def test_a_decoder_starts_anew_where_a_run_was_left():
+    decoder, sentences = make_decoder(GREEDY), make_sentences()
+    straight = found_by(decoder, sentences)
+    next(decoder.run(deque(sentences[::-1])))
+    chex.assert_trees_all_equal(found_by(decoder, sentences), straight)
+
+
+def test_plans_hold_every_sentence_once_in_few_shapes():
+    lengths = np.random.default_rng(0).integers(1, 100, size=500).tolist()
+    groups = list(plan_groups(lengths, positions=1000, longest=1024))
+    indices = np.concatenate([group.indices for group in groups])
+    assert sorted(indices) == list(range(500))
+    for group in groups:
+        assert max(lengths[i] for i in group.indices) <= group.length
+        assert group.slots * group.length <= 1000 or group.slots == 1
+    assert {group.length for group in groups} <= set(GROUP_LENGTHS)
+    assert len(groups) <= len(GROUP_LENGTHS)
+
+
+def test_a_plan_is_no_longer_and_no_wider_than_it_may_be():
+    (group,) = plan_groups([9], positions=100, longest=10)
+    assert (group.slots, group.length) == (1, 10)
+    groups = plan_groups([5] * 30 + [40], positions=4096, longest=64, max_slots=4)
+    assert [(len(group.indices), group.slots) for group in groups] == [(4, 4), (27, 4)]
+
+
+@METHODS
+def test_the_last_sentences_move_into_fewer_slots(search, monkeypatch):
+    sentences = make_sentences(LENGTHS * 2)
+    expected = found_by(make_decoder(search), sentences)
+    monkeypatch.setattr(engine, "FEWEST_TO_MOVE", 8)
+    decoder = make_decoder(search, width=16)
+    for _ in range(2):
+        found = found_by(decoder, sentences)
+        assert len(decoder.sentences) < 16
+        for one, other in zip(found, expected, strict=True):
+            chex.assert_trees_all_equal(one.tokens, other.tokens)
+            chex.assert_trees_all_close(one, other, atol=1e-4)

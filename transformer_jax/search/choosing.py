@@ -1,0 +1,66 @@
+"""The best few of a large vocabulary, without sorting it."""
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.types import Array
+
+CHUNK = 128
+"""Tokens that are looked at as one at first; a power of two."""
+
+
+def best_tokens(
+    logits: Array, offsets: Array, count: int
+) -> tuple[Array, Array, Array]:
+    """The C = `count` best of the K·V sums of offsets [B, K] and logits [B, K, V].
+
+    → their sums, beams and tokens, each [B, C], best first; among equals the better
+    beam comes first, then the smaller token. Each beam's vocabulary is cut into chunks.
+    The C best lie in the C chunks with the best maxima, so one pass over all logits
+    finds the chunks, and only these are searched: the result is that of sorting all.
+
+    >>> logits = jnp.array([[[1.0, 5.0, 3.0], [4.0, 0.0, 5.0]]])
+    >>> [x.tolist() for x in best_tokens(logits, jnp.zeros((1, 2)), 3)]
+    [[[5.0, 5.0, 4.0]], [[0, 1, 1]], [[1, 2, 0]]]
+    """
+    sentences, beams, vocab_size = logits.shape
+    chunks = -(-vocab_size // CHUNK)
+    if beams * chunks <= 2 * count:
+        sums = (offsets[..., None] + logits).reshape(sentences, -1)
+        best, index = jax.lax.top_k(sums, count)
+        return best, index // vocab_size, index % vocab_size
+
+    whole = (chunks - 1) * CHUNK
+    maxima = _chunk_maxima(logits[..., :whole])
+    last = logits[..., whole:].max(axis=-1, keepdims=True)
+    maxima = offsets[..., None] + jnp.concatenate([maxima, last], axis=-1)
+    index = _best_places(maxima.reshape(sentences, -1), count)
+    chosen = jnp.sort(index, axis=-1)  # [B, C], so that equals keep their order
+    beam, start = chosen // chunks, chosen % chunks * CHUNK
+
+    # The last chunk is short: its window starts earlier, inside the one before.
+    window = jnp.minimum(start, vocab_size - CHUNK)[..., None]
+    window = window + jnp.arange(CHUNK)[None, None, :]  # [B, C, CHUNK]
+    rows = jnp.arange(sentences)[:, None, None]
+    found = logits[rows, beam[..., None], window]  # [B, C, CHUNK]
+    sums = jnp.take_along_axis(offsets, beam, axis=-1)[..., None] + found
+    sums = jnp.where(window >= start[..., None], sums, -jnp.inf)
+    best, index = jax.lax.top_k(sums.reshape(sentences, -1), count)
+    tokens = jnp.take_along_axis(window.reshape(sentences, -1), index, axis=-1)
+    return best, jnp.take_along_axis(beam, index // CHUNK, axis=-1), tokens
+
+
+def _chunk_maxima(logits: Array) -> Array:
+    """[B, K, chunks · CHUNK] → [B, K, chunks]. Halving keeps whole vectors at work."""
+    x = logits.reshape(*logits.shape[:-1], -1, CHUNK)
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        x = jnp.maximum(x[..., :half], x[..., half:])
+    return x[..., 0]
+
+
+def _best_places(values: Array, count: int) -> Array:
+    """Places of the highest values [B, X] → [B, count]; the first among equals."""
+    if count == 1:
+        return jnp.argmax(values, axis=-1, keepdims=True)
+    return jax.lax.top_k(values, count)[1]

@@ -1,0 +1,237 @@
+"""Continuous batching: new sentences take the places of those that are done.
+
+A device has B slots with one sentence each. It adds tokens to all of them until enough
+are done; then new sentences are encoded into the free slots, and so on.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from transformer_jax.models.transformer import Transformer
+from transformer_jax.search.result import SearchResult
+from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
+from transformer_jax.translation.slots import (
+    FIRST_CACHE,
+    Report,
+    SearchPlan,
+    Slots,
+    advance,
+    empty_slots,
+    move,
+    refill,
+)
+from transformer_jax.types import Params
+
+FEWEST_TO_MOVE = 32
+"""As many slots move together when most of them are empty."""
+
+
+class Sentence(NamedTuple):
+    """One sentence to be translated."""
+
+    index: int
+    """The caller's number of it."""
+    inputs: np.ndarray
+    """[S] int32, as the model reads them."""
+    max_length: int
+    """Most target tokens, end included."""
+
+
+class Found(NamedTuple):
+    """The n best targets of a sentence."""
+
+    index: int
+    result: SearchResult
+    """On the host, without the axis B."""
+
+
+class Decoder:
+    """The slots of one device and the sentences in them."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        params: Params,
+        plan: SearchPlan,
+        *,
+        slots: int,
+        length: int,
+    ) -> None:
+        """B `slots` for sources of up to S = `length` tokens, on the device where the
+        parameters lie."""
+        self.model, self.params, self.plan, self.length = model, params, plan, length
+        self.at_once = max(1, slots // 8)
+        """P: sentences that are encoded together, and wait for as many free slots."""
+        self.slots = slots
+        self.sentences: list[Sentence | None] = [None] * slots
+        self.state = self._empty()
+
+    def run(self, queue: deque[Sentence]) -> Iterator[Found]:
+        """Takes sentences from the queue, which others may share, until none is left.
+
+        While some are handed out, the device goes on with the others.
+        """
+        # An earlier run moved together at its end, or was not read to its end.
+        if len(self.sentences) < self.slots or any(self.sentences):
+            self.sentences = [None] * self.slots
+            self.state = self._empty()
+        done: list[Found] = []
+        while True:
+            self._fill(queue)
+            if not any(self.sentences):
+                break
+            report = self._advance(self._enough(bool(queue)))
+            yield from done
+            report = jax.device_get(report)
+            done = self._take_done(report)
+            self._fit(int(report.longest), bool(queue))
+        yield from done
+
+    def _empty(self) -> Slots:
+        return empty_slots(
+            self.params,
+            model=self.model,
+            plan=self.plan,
+            slots=self.slots,
+            length=self.length,
+        )
+
+    def _enough(self, waiting: bool) -> int:
+        """Sentences that may be alive when the device comes back."""
+        slots = len(self.sentences)
+        if waiting:
+            return slots - self.at_once
+        return slots // 4 if slots >= FEWEST_TO_MOVE else 0
+
+    def _fit(self, longest: int, waiting: bool) -> None:
+        """Makes the cache as long as its sentences need, and moves the last ones into
+        fewer slots."""
+        room = self.state.beams.cache.ancestors.shape[1]
+        length = room
+        if longest >= room:
+            length = min(2 * room, self.plan.max_length)
+        elif room // 2 >= FIRST_CACHE and longest < 3 * room // 8:
+            length = room // 2
+        running = [i for i, each in enumerate(self.sentences) if each is not None]
+        slots = len(self.sentences)
+        few = not waiting and slots >= FEWEST_TO_MOVE and len(running) <= slots // 4
+        if few and running:
+            free = [i for i, each in enumerate(self.sentences) if each is None]
+            kept = (running + free)[: slots // 4]
+            self.sentences = [self.sentences[i] for i in kept]
+            self.state = move(self.state, np.array(kept, np.int32), length=length)
+        elif length != room:
+            self.state = move(
+                self.state, np.arange(slots, dtype=np.int32), length=length
+            )
+
+    def _fill(self, queue: deque[Sentence]) -> None:
+        free = [slot for slot, each in enumerate(self.sentences) if each is None]
+        while len(free) >= self.at_once and (new := _take(queue, self.at_once)):
+            slots, free = free[: len(new)], free[len(new) :]
+            for slot, sentence in zip(slots, new, strict=True):
+                self.sentences[slot] = sentence
+            unused = [len(self.sentences)] * (self.at_once - len(new))
+            self.state = refill(
+                self.params,
+                self.state,
+                np.array([*slots, *unused], np.int32),
+                *stacked(new, rows=self.at_once, longest=self.length),
+                model=self.model,
+                plan=self.plan,
+            )
+
+    def _advance(self, enough: int) -> Report:
+        """Goes on until no more than `enough` sentences are alive."""
+        self.state, report = advance(
+            self.params,
+            self.state,
+            np.int32(enough),
+            model=self.model,
+            plan=self.plan,
+        )
+        return report
+
+    def _take_done(self, report: Report) -> list[Found]:
+        done = []
+        for slot, sentence in enumerate(self.sentences):
+            if sentence is not None and not report.alive[slot]:
+                result = jax.tree.map(lambda x, slot=slot: x[slot], report.finished)
+                done.append(Found(sentence.index, result))
+                self.sentences[slot] = None
+        return done
+
+
+def stacked(
+    sentences: Sequence[Sentence], *, rows: int, longest: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sources and their segment ids [P, S], and limits [P], in one of a few shapes;
+    rows without a sentence are all padding, and ask for nothing."""
+    needed = max(len(each.inputs) for each in sentences)
+    length = padded_length(needed, SOURCE_LENGTHS, longest)
+    inputs, segment_ids = np.zeros((2, rows, length), np.int32)
+    max_lengths = np.zeros(rows, np.int32)
+    for row, sentence in enumerate(sentences):
+        inputs[row, : len(sentence.inputs)] = sentence.inputs
+        segment_ids[row, : len(sentence.inputs)] = 1
+        max_lengths[row] = sentence.max_length
+    return inputs, segment_ids, max_lengths
+
+
+def _take(queue: deque[Sentence], count: int) -> list[Sentence]:
+    """Up to `count` sentences; another thread may take the last ones first."""
+    taken: list[Any] = []
+    while len(taken) < count:
+        try:
+            taken.append(queue.popleft())
+        except IndexError:
+            break
+    return taken
+
+
+def decode_side_by_side(
+    decoders: Sequence[Decoder], queue: deque[Sentence]
+) -> Iterator[Found]:
+    """What several devices find, each in a thread of its own, as it comes.
+
+    A device takes the next sentences of the queue when it has room for them.
+    """
+    if len(decoders) == 1:
+        yield from decoders[0].run(queue)
+        return
+    found: SimpleQueue[Found | BaseException | None] = SimpleQueue()
+    stopped = threading.Event()
+
+    def work(decoder: Decoder) -> None:
+        try:
+            for each in decoder.run(queue):
+                found.put(each)
+                if stopped.is_set():
+                    return
+            found.put(None)
+        except BaseException as error:  # raised again by the thread that waits
+            found.put(error)
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in decoders]
+    for thread in threads:
+        thread.start()
+    try:
+        working = len(threads)
+        while working:
+            each = found.get()
+            if isinstance(each, BaseException):
+                raise each
+            if each is None:
+                working -= 1
+            else:
+                yield each
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
