@@ -17,7 +17,7 @@ MarianMTModel translates alike with such a folder, since it loads the positions 
 its `save_pretrained` leaves them out. For Transformers `--to marian` is the right one:
 the two are the same where the decoder starts from padding and its row is zero.
 
-So neither counts in the softmax, and scores are a little higher than ours. Greedy
+Banned symbols do not count in its softmax: scores are a little higher than ours. Greedy
 translations are the same. With beams, CTranslate2 stops when beams · patience
 hypotheses are finished, and we when none can become better: it finds what we find with
 more patience (of 2 nearly always, of 4 in all of 1000 sentences that were tried),
