@@ -8,9 +8,18 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 # Toy models spend their time in the compiler, not in what it compiles.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs are freed after each file: a process may map only so many
+    pieces of memory (65 530 on Linux), and each program takes dozens."""
+    yield
+    jax.clear_caches()

@@ -138,14 +138,17 @@ class Decoder:
             for slot, sentence in zip(slots, new, strict=True):
                 self.sentences[slot] = sentence
             unused = [len(self.sentences)] * (self.at_once - len(new))
-            self.state = refill(
+            beams = self.state.beams
+            state = refill(
                 self.params,
-                self.state,
+                self.state._replace(beams=beams._replace(cache=None)),
                 np.array([*slots, *unused], np.int32),
                 *stacked(new, rows=self.at_once, longest=self.length),
                 model=self.model,
                 plan=self.plan,
             )
+            whole = state.beams._replace(cache=beams.cache)
+            self.state = state._replace(beams=whole)
 
     def _advance(self, enough: int) -> Report:
         """Goes on until no more than `enough` sentences are alive."""

@@ -99,17 +99,13 @@ def refill(
 ) -> Slots:
     """Encodes P sentences, inputs and segment ids [P, S], into `slots` [P].
 
-    The cache stays as it is: a sentence begins at position 0, and never reads what it
-    has not written.
+    The state comes without its cache, which stays as it is: a sentence begins at
+    position 0, and never reads what it has not written.
     """
     memory = encode_memory(model, params, inputs, segment_ids)
     memory = jax.tree.map(_padded_like, memory, state.memory)
-    cache = state.beams.cache
-    beams = replace_sentences(
-        state.beams._replace(cache=None), _first_beams(plan, max_lengths), slots
-    )
     return Slots(
-        beams=beams._replace(cache=cache),
+        beams=replace_sentences(state.beams, _first_beams(plan, max_lengths), slots),
         memory=replace_sentences(state.memory, memory, slots),
     )
 
