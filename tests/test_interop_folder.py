@@ -116,18 +116,6 @@ def test_what_our_settings_do_not_say_comes_back(folder, tmp_path, tuned):
     assert settings["dropout"] == (0.3 if tuned else 0.1)
 
 
-def test_marians_number_of_positions_comes_back(tmp_path):
-    model, params = tiny_model(
-        sinusoid_layout="halves_paper", decoder_start="pad", output_bias=True
-    )
-    settings, _ = export_state("marian", model.config, params)
-    assert settings["max_position_embeddings"] != 77
-    given = {**settings, "max_position_embeddings": 77, "activation_function": "relu"}
-    imported = {"settings": given, "shapes": {}}
-    again, _ = export_state("marian", model.config, params, imported=imported)
-    assert again == given
-
-
 def test_a_refused_export_leaves_nothing_behind(folder, tmp_path):
     import_run("torch", folder, tmp_path / "run")
     before = sorted(tmp_path.iterdir())
