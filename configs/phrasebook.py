@@ -45,5 +45,5 @@ def get_config() -> Config:
         ),
         train=TrainConfig(steps=720, checkpoint_every=360, evaluate_every=360),
         evaluation=EvaluationConfig(max_sentences=200),
-        search=SearchConfig(method="beam", beam_size=4),
+        search=SearchConfig(method="beam", beam_size=4, stop="bound"),
     )
