@@ -24,8 +24,8 @@ from transformer_jax.translation.engine import (
     Sentence,
     decode_side_by_side,
 )
+from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import GROUP_LENGTHS, plan_groups
-from transformer_jax.translation.slots import SearchPlan
 
 LENGTHS = (3, 9, 1, 12, 5, 7, 2, 11, 4, 8, 6, 10, 3, 5, 9, 2, 7)
 GREEDY = SearchConfig(method="greedy")

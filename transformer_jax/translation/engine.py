@@ -14,12 +14,13 @@ import jax
 import numpy as np
 
 from transformer_jax.models.transformer import Transformer
+from transformer_jax.search.beams import FREE, Job
 from transformer_jax.search.result import SearchResult
+from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
 from transformer_jax.translation.slots import (
     FIRST_CACHE,
     Report,
-    SearchPlan,
     Slots,
     advance,
     empty_slots,
@@ -41,6 +42,8 @@ class Sentence(NamedTuple):
     """[S] int32, as the model reads them."""
     max_length: int
     """Most target tokens, end included."""
+    prefix: tuple[int, ...] = ()
+    """Tokens that the target begins with, without the start token."""
 
 
 class Found(NamedTuple):
@@ -144,6 +147,7 @@ class Decoder:
                 self.state._replace(beams=beams._replace(cache=None)),
                 np.array([*slots, *unused], np.int32),
                 *stacked(new, rows=self.at_once, longest=self.length),
+                stacked_jobs(new, rows=self.at_once, plan=self.plan),
                 model=self.model,
                 plan=self.plan,
             )
@@ -173,18 +177,27 @@ class Decoder:
 
 def stacked(
     sentences: Sequence[Sentence], *, rows: int, longest: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sources and their segment ids [P, S], and limits [P], in one of a few shapes;
-    rows without a sentence are all padding, and ask for nothing."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sources and their segment ids [P, S], in one of a few shapes; rows without a
+    sentence are all padding."""
     needed = max(len(each.inputs) for each in sentences)
     length = padded_length(needed, SOURCE_LENGTHS, longest)
     inputs, segment_ids = np.zeros((2, rows, length), np.int32)
-    max_lengths = np.zeros(rows, np.int32)
     for row, sentence in enumerate(sentences):
         inputs[row, : len(sentence.inputs)] = sentence.inputs
         segment_ids[row, : len(sentence.inputs)] = 1
+    return inputs, segment_ids
+
+
+def stacked_jobs(sentences: Sequence[Sentence], *, rows: int, plan: SearchPlan) -> Job:
+    """What is asked for each; nothing where there is no sentence."""
+    prefix = np.full((rows, plan.prefix_width), FREE, np.int32)
+    prefix[:, 0] = plan.start_id
+    max_lengths = np.zeros(rows, np.int32)
+    for row, sentence in enumerate(sentences):
+        prefix[row, 1 : 1 + len(sentence.prefix)] = sentence.prefix
         max_lengths[row] = sentence.max_length
-    return inputs, segment_ids, max_lengths
+    return Job(prefix=prefix, max_lengths=max_lengths)
 
 
 def _take(queue: deque[Sentence], count: int) -> list[Sentence]:

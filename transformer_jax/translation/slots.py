@@ -9,43 +9,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import SearchConfig
 from transformer_jax.models.cache import init_cache, moved_cache
 from transformer_jax.models.functions import encode_memory, make_step_fn
 from transformer_jax.models.layers import Memory
 from transformer_jax.models.transformer import Transformer
-from transformer_jax.search.beam import advance_beams
 from transformer_jax.search.beams import (
-    Advance,
     Beams,
+    Job,
     alive,
     first_beams,
     make_job,
     replace_sentences,
     search_while,
 )
-from transformer_jax.search.constraints import banned_tokens
-from transformer_jax.search.greedy import advance_greedily
-from transformer_jax.search.result import SearchResult, penalty_table
+from transformer_jax.search.result import SearchResult
+from transformer_jax.translation.methods import SearchPlan, method_of
 from transformer_jax.types import Array, Params
 
 FIRST_CACHE = 32
 """Target tokens that the cache has room for at first; it doubles when need be."""
-
-
-class SearchPlan(NamedTuple):
-    """What a compiled search is made for, apart from array shapes."""
-
-    search: SearchConfig
-    max_length: int
-    start_id: int
-    eos_id: int
-    banned: tuple[int, ...]
-
-    @property
-    def beams(self) -> int:
-        """K."""
-        return self.search.beam_size if self.search.method == "beam" else 1
 
 
 class Slots(NamedTuple):
@@ -76,7 +58,8 @@ def empty_slots(
     cache = init_cache(
         model.config, slots, min(FIRST_CACHE, plan.max_length), beams=plan.beams
     )
-    nothing = jnp.zeros((slots,), jnp.int32)
+    prefix = jnp.full((slots, plan.prefix_width), plan.start_id, jnp.int32)
+    nothing = Job(prefix=prefix, max_lengths=jnp.zeros((slots,), jnp.int32))
     return Slots(
         beams=_first_beams(plan, nothing)._replace(cache=cache),
         memory=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory),
@@ -92,7 +75,7 @@ def refill(
     slots: Array,
     inputs: Array,
     segment_ids: Array,
-    max_lengths: Array,
+    job: Job,
     *,
     model: Transformer,
     plan: SearchPlan,
@@ -105,7 +88,7 @@ def refill(
     memory = encode_memory(model, params, inputs, segment_ids)
     memory = jax.tree.map(_padded_like, memory, state.memory)
     return Slots(
-        beams=replace_sentences(state.beams, _first_beams(plan, max_lengths), slots),
+        beams=replace_sentences(state.beams, _first_beams(plan, job), slots),
         memory=replace_sentences(state.memory, memory, slots),
     )
 
@@ -151,25 +134,10 @@ def move(state: Slots, slots: Array, *, length: int) -> Slots:
     return rest._replace(beams=rest.beams._replace(cache=cache))
 
 
-def method_of(plan: SearchPlan) -> Advance:
-    """How the settings search: logits and beams → beams."""
-    search = plan.search
-    method = functools.partial(
-        advance_greedily if search.method == "greedy" else advance_beams,
-        eos_id=plan.eos_id,
-        penalties=penalty_table(search.length_penalty, search.alpha, plan.max_length),
-        constraints=(banned_tokens(plan.banned),) if plan.banned else (),
-    )
-    if search.method == "beam":
-        method = functools.partial(method, stop=search.stop)
-    return method
-
-
-def _first_beams(plan: SearchPlan, max_lengths: Array) -> Beams:
-    """Beams, without cache, of as many sentences as there are limits."""
-    start = jnp.full((max_lengths.shape[0], 1), plan.start_id, jnp.int32)
+def _first_beams(plan: SearchPlan, job: Job) -> Beams:
+    """Beams without their cache."""
     return first_beams(
-        make_job(start, max_lengths, max_length=plan.max_length),
+        make_job(job.prefix, job.max_lengths, max_length=plan.max_length),
         None,
         beam_size=plan.beams,
         n_best=plan.search.n_best,

@@ -26,8 +26,8 @@ from transformer_jax.translation.engine import (
     Sentence,
     decode_side_by_side,
 )
+from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import plan_groups
-from transformer_jax.translation.slots import SearchPlan
 from transformer_jax.types import Params
 
 MAX_SOURCE_TOKENS = 1024

@@ -1,0 +1,47 @@
+"""What a search is compiled for, and which search that is."""
+
+import functools
+from typing import NamedTuple
+
+from transformer_jax.config import SearchConfig
+from transformer_jax.search.beam import advance_beams
+from transformer_jax.search.beams import Advance
+from transformer_jax.search.constraints import Constraint, banned_tokens
+from transformer_jax.search.greedy import advance_greedily
+from transformer_jax.search.result import penalty_table
+
+
+class SearchPlan(NamedTuple):
+    """What a compiled search is made for, apart from array shapes."""
+
+    search: SearchConfig
+    max_length: int
+    start_id: int
+    eos_id: int
+    banned: tuple[int, ...]
+    prefix_width: int = 1
+    """P: most tokens that a target is made to begin with, the start token included."""
+
+    @property
+    def beams(self) -> int:
+        """K."""
+        return self.search.beam_size if self.search.method == "beam" else 1
+
+
+def method_of(plan: SearchPlan) -> Advance:
+    """How the settings search: logits and beams → beams."""
+    search = plan.search
+    method = functools.partial(
+        advance_greedily if search.method == "greedy" else advance_beams,
+        eos_id=plan.eos_id,
+        penalties=penalty_table(search.length_penalty, search.alpha, plan.max_length),
+        constraints=constraints_of(plan),
+    )
+    if search.method == "beam":
+        method = functools.partial(method, stop=search.stop)
+    return method
+
+
+def constraints_of(plan: SearchPlan) -> tuple[Constraint, ...]:
+    """Those that the settings ask for; the others are not compiled."""
+    return (banned_tokens(plan.banned),) if plan.banned else ()
