@@ -191,9 +191,9 @@ def stacked(
 
 def stacked_jobs(sentences: Sequence[Sentence], *, rows: int, plan: SearchPlan) -> Job:
     """What is asked for each; nothing where there is no sentence."""
-    prefix = np.full((rows, plan.prefix_width), FREE, np.int32)
+    prefix: Any = np.full((rows, plan.prefix_width), FREE, np.int32)
     prefix[:, 0] = plan.start_id
-    max_lengths = np.zeros(rows, np.int32)
+    max_lengths: Any = np.zeros(rows, np.int32)
     for row, sentence in enumerate(sentences):
         prefix[row, 1 : 1 + len(sentence.prefix)] = sentence.prefix
         max_lengths[row] = sentence.max_length
