@@ -96,11 +96,30 @@ class MultiHeadAttention(nn.Module):
             self.key(y).transpose(heads_first), self.value(y).transpose(heads_first)
         )
 
+    def queries_keys_values(self, x: Array) -> tuple[Array, KeyValue]:
+        """[B, T, D] → what `query` and `keys_values` give of it, by one product: a step
+        of decoding has so few rows that three small ones take longer."""
+        parts = [each.variables["params"] for each in (self.query, self.key, self.value)]
+        x, *kernels = nn.dtypes.promote_dtype(
+            x, *(each["kernel"] for each in parts), dtype=jnp.dtype(self.config.dtype)
+        )
+        kernel = jnp.stack(kernels, axis=1)  # [D, 3, N, H]
+        product = jnp.einsum("BTD,DPNH->BTPNH", x, kernel)
+        if self.config.attention_bias:
+            product = product + jnp.stack([each["bias"] for each in parts])[None, None].astype(product.dtype)
+        q, k, v = (product[:, :, part] for part in range(3))
+        return q, KeyValue(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
+
     def __call__(
         self, x: Array, kv: KeyValue, mask: Array, deterministic: bool
     ) -> tuple[Array, Array]:
         """X [B,T,D], kv [B,N,S,H], mask [B,1,T,S] → [B,T,D], weights [B,N,T,S]."""
-        q = self.query(x)  # [B, T, N, H]
+        return self.attend(self.query(x), kv, mask, deterministic)
+
+    def attend(
+        self, q: Array, kv: KeyValue, mask: Array, deterministic: bool
+    ) -> tuple[Array, Array]:
+        """As `__call__`, of queries [B, T, N, H]."""
 
         def drop(weights: Array) -> Array:
             return self.attention_dropout(weights, deterministic=deterministic)
@@ -109,20 +128,19 @@ class MultiHeadAttention(nn.Module):
         self.sow("intermediates", "attention", weights)
         return self.out(attended), weights
 
-    def of_rows(self, x: Array, kv: KeyValue, mask: Array) -> tuple[Array, Array]:
-        """Rows [R,L,D] over what their sentences share: kv [B,N,S,H], mask [B,1,1 or
-        R/B·L,S].
+    def of_rows(self, q: Array, kv: KeyValue, mask: Array) -> tuple[Array, Array]:
+        """Queries of rows [R,L,N,H] over what their sentences share: kv [B,N,S,H], mask
+        [B,1,1 or R/B·L,S].
 
         The R/B rows of a sentence are laid side by side as queries of one attention, so
         that its keys and values are read once and never copied: → [R,L,D], [R,N,L,S].
         """
-        rows, block, width = x.shape
+        rows, block = q.shape[:2]
         sentences = kv.key.shape[0]
         beams = rows // sentences
-        out, weights = self(
-            x.reshape(sentences, beams * block, width), kv, mask, deterministic=True
-        )
+        q = q.reshape(sentences, beams * block, *q.shape[2:])
+        out, weights = self.attend(q, kv, mask, deterministic=True)
         heads, length = weights.shape[1], weights.shape[-1]
         weights = weights.reshape(sentences, heads, beams, block, length)
         weights = weights.transpose(0, 2, 1, 3, 4).reshape(rows, heads, block, length)
-        return out.reshape(rows, block, width), weights
+        return out.reshape(rows, block, -1), weights

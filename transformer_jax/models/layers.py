@@ -186,13 +186,14 @@ class DecoderLayer(Layer):
 
         def attend_self(y: Array) -> Array:
             nonlocal written
-            new = self.self_attention.keys_values(y)
+            q, new = self.self_attention.queries_keys_values(y)
             written = write_cache(cache, new, places)
-            return self.self_attention.of_rows(y, written, self_mask)[0]
+            return self.self_attention.of_rows(q, written, self_mask)[0]
 
         def attend_source(y: Array) -> Array:
             nonlocal weights
-            out, weights = self.cross_attention.of_rows(y, memory, memory_mask)
+            q = self.cross_attention.query(y)
+            out, weights = self.cross_attention.of_rows(q, memory, memory_mask)
             return out
 
         x = self._sublayers(x, attend_self, attend_source, True)
