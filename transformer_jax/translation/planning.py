@@ -7,7 +7,7 @@ import numpy as np
 
 SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Padded lengths at which sources are encoded: each that is met is compiled once."""
-GROUP_LENGTHS = (32, 64, 128, 256, 512, 1024)
+GROUP_LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 """Source lengths that slots have room for: each that is met is compiled once too."""
 
 
@@ -38,7 +38,7 @@ def plan_groups(
 
     >>> groups = plan_groups([70, 9, 3, 2, 4, 5], positions=128, longest=1024)
     >>> [(group.indices.tolist(), group.slots, group.length) for group in groups]
-    [([0], 1, 128), ([1, 5, 4, 2, 3], 4, 32)]
+    [([0], 1, 128), ([1, 5, 4, 2, 3], 4, 16)]
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
 

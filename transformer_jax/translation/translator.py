@@ -100,8 +100,13 @@ class Translator:
         *,
         step: int | None = None,
         devices: Sequence[Any] = (),
+        dtype: str | None = None,
     ) -> "Translator":
-        """From a run: its best checkpoint if one was chosen, else the latest."""
+        """From a run: its best checkpoint if one was chosen, else the latest.
+
+        `dtype` "bfloat16" or "float32" is what weights, activations and caches are held
+        in (default: as trained); norms, softmax and scores are in float32 in any case.
+        """
         store = CheckpointStore(Path(run))
         step = store.chosen_step(step)
         config = config_from_json(store.config_json(step))
@@ -113,6 +118,9 @@ class Translator:
             target_vocab_size=sizes.target_vocab_size or tokenizer.target_vocab_size,
         )
         params = store.restore_params(step=step)
+        if dtype is not None:
+            model_config = dataclasses.replace(model_config, dtype=dtype)
+            params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
         model = Transformer(model_config)
         return cls(model, params, tokenizer, config.search, devices=devices)
 
