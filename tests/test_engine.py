@@ -126,11 +126,11 @@ def test_the_cache_grows_with_its_sentences(monkeypatch):
     short = found_by(make_decoder(GREEDY), make_sentences())
     lengths = [2]
 
-    def move(*args, length):
+    def resize(cache, *, length):
         lengths.append(length)
-        return slots.move(*args, length=length)
+        return slots.resize(cache, length=length)
 
-    monkeypatch.setattr(engine, "move", move)
+    monkeypatch.setattr(engine, "resize", resize)
     for module in (engine, slots):
         monkeypatch.setattr(module, "FIRST_CACHE", 2)
     decoder = make_decoder(SearchConfig(method="greedy", alpha=0.5))

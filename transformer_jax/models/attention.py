@@ -99,14 +99,18 @@ class MultiHeadAttention(nn.Module):
     def queries_keys_values(self, x: Array) -> tuple[Array, KeyValue]:
         """[B, T, D] → what `query` and `keys_values` give of it, by one product: a step
         of decoding has so few rows that three small ones take longer."""
-        parts = [each.variables["params"] for each in (self.query, self.key, self.value)]
+        parts = [
+            each.variables["params"] for each in (self.query, self.key, self.value)
+        ]
         x, *kernels = nn.dtypes.promote_dtype(
             x, *(each["kernel"] for each in parts), dtype=jnp.dtype(self.config.dtype)
         )
         kernel = jnp.stack(kernels, axis=1)  # [D, 3, N, H]
         product = jnp.einsum("BTD,DPNH->BTPNH", x, kernel)
         if self.config.attention_bias:
-            product = product + jnp.stack([each["bias"] for each in parts])[None, None].astype(product.dtype)
+            product = product + jnp.stack([each["bias"] for each in parts])[
+                None, None
+            ].astype(product.dtype)
         q, k, v = (product[:, :, part] for part in range(3))
         return q, KeyValue(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig
@@ -61,21 +62,30 @@ def init_cache(
     )
 
 
-def moved_cache(cache: DecoderCache, sentences: Array, max_length: int) -> DecoderCache:
-    """The cache of the `sentences` [B'] alone, with room for `max_length` tokens."""
+def chosen_cache(cache: DecoderCache, sentences: Array) -> DecoderCache:
+    """The cache of the `sentences` [B'] alone."""
     length = cache.ancestors.shape[1]
-    old, heads, places, head_size = cache.layers[0].key.shape
-    more = max_length - length
-
-    def move(x: Array) -> Array:
-        x = x[sentences].reshape(-1, heads, places // length, length, head_size)
-        x = x[..., :max_length, :]
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, max(more, 0)), (0, 0)))
-        return x.reshape(x.shape[0], heads, -1, head_size)
-
-    ancestors = cache.ancestors.reshape(old, -1, length)[sentences]
-    ancestors = ancestors.reshape(-1, length)[:, :max_length]
+    ancestors = cache.ancestors.reshape(cache.layers[0].key.shape[0], -1, length)
     return DecoderCache(
-        layers=tuple(KeyValue(move(kv.key), move(kv.value)) for kv in cache.layers),
-        ancestors=jnp.pad(ancestors, ((0, 0), (0, max(more, 0)))),
+        layers=jax.tree.map(lambda x: x[sentences], cache.layers),
+        ancestors=ancestors[sentences].reshape(-1, length),
+    )
+
+
+def resized_cache(cache: DecoderCache, max_length: int) -> DecoderCache:
+    """A cache with room for `max_length` tokens; what is beyond them is lost."""
+    length = cache.ancestors.shape[1]
+
+    def resize(x: Array) -> Array:
+        x = x[..., :max_length, :]
+        more = max_length - x.shape[-2]
+        return jnp.pad(x, (*[(0, 0)] * (x.ndim - 2), (0, more), (0, 0)))
+
+    def resize_each(x: Array) -> Array:
+        whole = resize(x.reshape(*x.shape[:2], -1, length, x.shape[-1]))
+        return whole.reshape(*x.shape[:2], -1, x.shape[-1])
+
+    return DecoderCache(
+        layers=jax.tree.map(resize_each, cache.layers),
+        ancestors=resize(cache.ancestors[..., None])[..., 0],
     )

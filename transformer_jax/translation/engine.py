@@ -26,6 +26,7 @@ from transformer_jax.translation.slots import (
     empty_slots,
     move,
     refill,
+    resize,
 )
 from transformer_jax.types import Params
 
@@ -128,11 +129,11 @@ class Decoder:
             free = [i for i, each in enumerate(self.sentences) if each is None]
             kept = (running + free)[: slots // 4]
             self.sentences = [self.sentences[i] for i in kept]
-            self.state = move(self.state, np.array(kept, np.int32), length=length)
-        elif length != room:
-            self.state = move(
-                self.state, np.arange(slots, dtype=np.int32), length=length
-            )
+            self.state = move(self.state, np.array(kept, np.int32))
+        if length != room:
+            beams = self.state.beams
+            beams = beams._replace(cache=resize(beams.cache, length=length))
+            self.state = self.state._replace(beams=beams)
 
     def _fill(self, queue: deque[Sentence]) -> None:
         free = [slot for slot, each in enumerate(self.sentences) if each is None]

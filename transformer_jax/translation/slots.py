@@ -9,7 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.cache import init_cache, moved_cache
+from transformer_jax.models.cache import (
+    DecoderCache,
+    chosen_cache,
+    init_cache,
+    resized_cache,
+)
 from transformer_jax.models.functions import encode_memory, make_step_fn
 from transformer_jax.models.layers import Memory
 from transformer_jax.models.transformer import Transformer
@@ -125,13 +130,19 @@ def advance(
     return state._replace(beams=beams), report
 
 
-@functools.partial(jax.jit, static_argnames=("length",))
-def move(state: Slots, slots: Array, *, length: int) -> Slots:
-    """Some `slots` [B'] alone, with room for `length` target tokens in the cache."""
-    cache = moved_cache(state.beams.cache, slots, length)
+@jax.jit
+def move(state: Slots, slots: Array) -> Slots:
+    """Some `slots` [B'] alone."""
+    cache = chosen_cache(state.beams.cache, slots)
     rest = state._replace(beams=state.beams._replace(cache=None))
     rest = jax.tree.map(lambda x: x[slots], rest)
     return rest._replace(beams=rest.beams._replace(cache=cache))
+
+
+@functools.partial(jax.jit, static_argnames=("length",))
+def resize(cache: DecoderCache, *, length: int) -> DecoderCache:
+    """The cache with room for `length` target tokens."""
+    return resized_cache(cache, length)
 
 
 def _first_beams(plan: SearchPlan, job: Job) -> Beams:
