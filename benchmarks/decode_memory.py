@@ -85,7 +85,7 @@ def measure(args: Args) -> dict[str, int]:
     state = short._replace(beams=short.beams._replace(cache=whole))
     enough = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = slots.advance.lower(params, state, enough, model=model, plan=plan)
-    analysis = lowered.compile().memory_analysis()
+    analysis: Any = lowered.compile().memory_analysis()
     beams: Beams = state.beams
     cache = num_bytes(beams.cache)
     numbers = {

@@ -99,18 +99,15 @@ class MultiHeadAttention(nn.Module):
     def queries_keys_values(self, x: Array) -> tuple[Array, KeyValue]:
         """[B, T, D] → what `query` and `keys_values` give of it, by one product: a step
         of decoding has so few rows that three small ones take longer."""
+        dtype = jnp.dtype(self.config.dtype)
         parts = [
             each.variables["params"] for each in (self.query, self.key, self.value)
         ]
-        x, *kernels = nn.dtypes.promote_dtype(
-            x, *(each["kernel"] for each in parts), dtype=jnp.dtype(self.config.dtype)
-        )
-        kernel = jnp.stack(kernels, axis=1)  # [D, 3, N, H]
-        product = jnp.einsum("BTD,DPNH->BTPNH", x, kernel)
+        kernel = jnp.stack([each["kernel"] for each in parts], axis=1)  # [D, 3, N, H]
+        product = jnp.einsum("BTD,DPNH->BTPNH", x.astype(dtype), kernel.astype(dtype))
         if self.config.attention_bias:
-            product = product + jnp.stack([each["bias"] for each in parts])[
-                None, None
-            ].astype(product.dtype)
+            bias = jnp.stack([each["bias"] for each in parts]).astype(dtype)
+            product = product + bias[None, None]
         q, k, v = (product[:, :, part] for part in range(3))
         return q, KeyValue(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 
