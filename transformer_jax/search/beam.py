@@ -19,6 +19,7 @@ from transformer_jax.search.beams import (
 )
 from transformer_jax.search.choosing import best_tokens
 from transformer_jax.search.constraints import Constraint
+from transformer_jax.search.coverage import coverage_score, first_coverage
 from transformer_jax.search.result import (
     LengthPenalty,
     SearchResult,
@@ -52,13 +53,17 @@ def beam_search(
     stop: StopRule = "beams",
     max_lengths: Array | None = None,
     constraints: Sequence[Constraint] = (),
+    coverage_penalty: float = 0.0,
+    source_mask: Array | None = None,
 ) -> SearchResult:
     """At each place, the 2K likeliest continuations of the live beams are looked at.
     Of the first K, those that end are scored and set aside; the best K that do not end
     live on, so that K beams live as long as the search does (fairseq, Hugging Face).
 
     Score: log-probability / penalty(length), end token included in both (see
-    `penalty_table`). The n best are kept. A sentence is done, by `stop`,
+    `penalty_table`); with a `source_mask` [B, S], and a step that gives attention, plus
+    the `coverage_penalty` times how well the source is covered (see `coverage_score`).
+    The n best are kept. A sentence is done, by `stop`,
     - "beams": when K targets have ended (fairseq, CTranslate2);
     - "first": when one has ended (n at least, if n are wanted);
     - "bound": when no live beam could still beat the worst of the n best, however it
@@ -78,6 +83,8 @@ def beam_search(
     start = first_beams(
         job, cache, beam_size=beam_size, n_best=n_best, max_length=max_length
     )
+    if source_mask is not None:
+        start = start._replace(coverage=first_coverage(source_mask, beam_size))
     penalties = penalty_table(length_penalty, alpha, max_length)
 
     def advance(logits: Array, beams: Beams) -> Beams:
@@ -88,6 +95,7 @@ def beam_search(
             penalties=penalties,
             constraints=constraints,
             stop=stop,
+            coverage_penalty=coverage_penalty,
         )
 
     return search_while(
@@ -103,6 +111,7 @@ def advance_beams(
     penalties: np.ndarray,
     constraints: Sequence[Constraint],
     stop: StopRule,
+    coverage_penalty: float = 0.0,
 ) -> Beams:
     """Logits [B, K, V] of the next token → the state one token later."""
     beam_size, divisors = logits.shape[1], jnp.asarray(penalties)
@@ -112,6 +121,10 @@ def advance_beams(
     first = jax.tree.map(lambda x: x[:, :beam_size], best)
     ended = first.tokens == eos_id
     ended_scores = first.log_probabilities / divisors[lengths][:, None]
+    coverage = beams.coverage
+    if coverage is not None:
+        covered = coverage_score(coverage, coverage_penalty)
+        ended_scores += jnp.take_along_axis(covered, first.parents, axis=1)
     histories, of_tokens = longer(
         beams, first.parents, first.tokens, first.token_log_probabilities
     )
@@ -131,6 +144,9 @@ def advance_beams(
     histories, of_tokens = longer(
         beams, kept.parents, kept.tokens, kept.token_log_probabilities
     )
+    if coverage is not None:
+        coverage = jnp.take_along_axis(coverage, kept.parents[..., None], axis=1)
+    # A coverage of the whole source costs nothing, so the bound holds with one too.
     bound = live.max(axis=-1) / divisors[beams.job.max_lengths]
     num_finished = beams.num_finished + (ended & (ended_scores > -jnp.inf)).sum(axis=-1)
     wanted = {"beams": beam_size, "first": finished.scores.shape[1]}
@@ -145,6 +161,7 @@ def advance_beams(
         parents=kept.parents,
         finished=finished,
         num_finished=num_finished,
+        coverage=coverage,
     )
 
 

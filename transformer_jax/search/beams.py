@@ -51,6 +51,8 @@ class Beams(NamedTuple):
     num_finished: Array
     """[B]: how many have ended."""
     cache: Cache
+    coverage: Array | None = None
+    """[B, K, S]: the attention that each source position has had; None: not kept."""
 
 
 Advance = Callable[[Array, Beams], Beams]
@@ -130,7 +132,11 @@ def search_while(
         output, cache = step_fn(tokens, positions, cache, memory)
         chex.assert_shape(output.logits, (sentences * beam_size, 1, None))
         logits = output.logits.reshape(sentences, beam_size, -1)
-        return advance(logits, beams._replace(cache=cache))
+        coverage = beams.coverage
+        if coverage is not None:
+            chex.assert_shape(output.attention, (len(tokens), 1, coverage.shape[-1]))
+            coverage = coverage + output.attention.reshape(coverage.shape)
+        return advance(logits, beams._replace(cache=cache, coverage=coverage))
 
     return jax.lax.while_loop(going_on, step, beams)
 
