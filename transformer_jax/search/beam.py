@@ -1,5 +1,6 @@
 """Beam search: the K best prefixes, and the n best targets found on the way."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,8 +62,9 @@ def beam_search(
     live on, so that K beams live as long as the search does (fairseq, Hugging Face).
 
     Score: log-probability / penalty(length), end token included in both (see
-    `penalty_table`); with a `source_mask` [B, S], and a step that gives attention, plus
-    the `coverage_penalty` times how well the source is covered (see `coverage_score`).
+    `penalty_table`); plus, where there is a `coverage_penalty`, what leaving source
+    tokens out costs (see `coverage_score`): the step must then give attention, and
+    `source_mask` [B, S] is true where the source is no padding.
     The n best are kept. A sentence is done, by `stop`,
     - "beams": when K targets have ended (fairseq, CTranslate2);
     - "first": when one has ended (n at least, if n are wanted);
@@ -83,23 +85,21 @@ def beam_search(
     start = first_beams(
         job, cache, beam_size=beam_size, n_best=n_best, max_length=max_length
     )
-    if source_mask is not None:
-        start = start._replace(coverage=first_coverage(source_mask, beam_size))
-    penalties = penalty_table(length_penalty, alpha, max_length)
-
-    def advance(logits: Array, beams: Beams) -> Beams:
-        return advance_beams(
-            logits,
-            beams,
-            eos_id=eos_id,
-            penalties=penalties,
-            constraints=constraints,
-            stop=stop,
-            coverage_penalty=coverage_penalty,
-        )
-
+    coverage = first_coverage(coverage_penalty, source_mask, beam_size)
+    advance = functools.partial(
+        advance_beams,
+        eos_id=eos_id,
+        penalties=penalty_table(length_penalty, alpha, max_length),
+        constraints=constraints,
+        stop=stop,
+        coverage_penalty=coverage_penalty,
+    )
     return search_while(
-        lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
+        lambda beams: jnp.any(alive(beams)),
+        step_fn,
+        memory,
+        start._replace(coverage=coverage),
+        advance,
     ).finished
 
 

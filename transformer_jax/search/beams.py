@@ -134,7 +134,8 @@ def search_while(
         logits = output.logits.reshape(sentences, beam_size, -1)
         coverage = beams.coverage
         if coverage is not None:
-            chex.assert_shape(output.attention, (len(tokens), 1, coverage.shape[-1]))
+            if output.attention is None:
+                raise ValueError("Coverage needs a step function that gives attention.")
             coverage = coverage + output.attention.reshape(coverage.shape)
         return advance(logits, beams._replace(cache=cache, coverage=coverage))
 

@@ -1,4 +1,4 @@
-"""How much of the source a target has looked at, and what it costs to leave some out."""
+"""How much of the source a target has looked at, and what the rest costs."""
 
 import jax.numpy as jnp
 
@@ -8,14 +8,24 @@ LEAST = 1e-9
 """Attention that counts for a position that got none, as log 0 would forbid it."""
 
 
-def first_coverage(source_mask: Array, beam_size: int) -> Array:
+def first_coverage(
+    penalty: float, source_mask: Array | None, beam_size: int
+) -> Array | None:
     """Source mask [B, S], true where there is a token → attention so far [B, K, S].
 
-    Padding counts as covered, so that it costs nothing.
+    Padding counts as covered, so that it costs nothing. Without a penalty there is
+    nothing to keep: None.
 
-    >>> first_coverage(jnp.array([[True, False]]), 1).tolist()
+    >>> first_coverage(0.2, jnp.array([[True, False]]), 1).tolist()
     [[[0.0, 1.0]]]
     """
+    if not penalty:
+        return None
+    if source_mask is None:
+        raise ValueError(
+            f"coverage_penalty is {penalty}, but there is no source_mask: give the "
+            "places of the source that are no padding."
+        )
     nothing = jnp.where(source_mask, jnp.float32(0), 1)
     return jnp.repeat(nothing[:, None], beam_size, axis=1)
 

@@ -54,8 +54,7 @@ def greedy_search(
     """
     job = make_job(prefix, max_lengths, max_length=max_length)
     start = first_beams(job, cache, beam_size=1, n_best=1, max_length=max_length)
-    if source_mask is not None:
-        start = start._replace(coverage=first_coverage(source_mask, 1))
+    coverage = first_coverage(coverage_penalty, source_mask, 1)
     penalties = penalty_table(length_penalty, alpha, max_length)
 
     def advance(logits: Array, beams: Beams) -> Beams:
@@ -69,7 +68,11 @@ def greedy_search(
         )
 
     return search_while(
-        lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
+        lambda beams: jnp.any(alive(beams)),
+        step_fn,
+        memory,
+        start._replace(coverage=coverage),
+        advance,
     ).finished
 
 

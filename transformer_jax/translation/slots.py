@@ -117,9 +117,7 @@ def advance(
 
     beams = search_while(
         going_on,
-        make_step_fn(
-            model, params, return_attention=state.beams.coverage is not None
-        ),
+        make_step_fn(model, params, return_attention=state.beams.coverage is not None),
         state.memory,
         state.beams,
         method_of(plan),
@@ -146,10 +144,8 @@ def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
         n_best=plan.search.n_best,
         max_length=plan.max_length,
     )
-    if plan.search.coverage_penalty:
-        coverage = first_coverage(memory.segment_ids > 0, plan.beams)
-        beams = beams._replace(coverage=coverage)
-    return beams
+    penalty, source_mask = plan.search.coverage_penalty, memory.segment_ids > 0
+    return beams._replace(coverage=first_coverage(penalty, source_mask, plan.beams))
 
 
 def _padded_like(x: Array, whole: Array) -> Array:

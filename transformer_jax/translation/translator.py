@@ -146,7 +146,7 @@ class Translator:
         blank: nothing); they are part of the result, and come on top of its length.
         """
         search = search or self.search
-        forced = self._forced(prefixes or [None] * len(lines), len(lines), first_line)
+        forced = self._forced(prefixes, len(lines), first_line)
         sources = [self.source_ids(line) for line in lines]
         limit = self.max_source_tokens
         long = [i for i, source in enumerate(sources) if len(source) > limit]
@@ -178,9 +178,11 @@ class Translator:
         return [each or _translation((), truncated=False) for each in found]
 
     def _forced(
-        self, prefixes: Sequence[str | None], lines: int, first_line: int
+        self, prefixes: Sequence[str | None] | None, lines: int, first_line: int
     ) -> list[tuple[int, ...]]:
         """The ids of each line's prefix."""
+        if prefixes is None:
+            return [()] * lines
         if len(prefixes) != lines:
             raise ValueError(
                 f"There are {lines} lines and {len(prefixes)} prefixes: give one for "
