@@ -64,15 +64,14 @@ def beam_search(
     Score: log-probability / penalty(length), end token included in both (see
     `penalty_table`); plus, where there is a `coverage_penalty`, what leaving source
     tokens out costs (see `coverage_score`): the step must then give attention, and
-    `source_mask` [B, S] is true where the source is no padding.
-    The n best are kept. A sentence is done, by `stop`,
+    `source_mask` [B, S] is false where the source is padding. The n best are kept. A
+    sentence is done, by `stop`,
     - "beams": when K targets have ended (fairseq, CTranslate2);
     - "first": when one has ended (n at least, if n are wanted);
     - "bound": when no live beam could still beat the worst of the n best, however it
       went on. With K at least the number of all prefixes, this is exhaustive search.
     That bound ends every search, as it never changes a result. With one beam this is
-    greedy search. Tokens that `constraints` forbid are passed over; the others keep
-    their log-probabilities.
+    greedy search. `constraints` forbid tokens, and change no other's log-probability.
 
     `prefix` [B, P] begins with the start token; more than that forces how each target
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
@@ -86,6 +85,7 @@ def beam_search(
         job, cache, beam_size=beam_size, n_best=n_best, max_length=max_length
     )
     coverage = first_coverage(coverage_penalty, source_mask, beam_size)
+    start = start._replace(coverage=coverage)
     advance = functools.partial(
         advance_beams,
         eos_id=eos_id,
@@ -95,11 +95,7 @@ def beam_search(
         coverage_penalty=coverage_penalty,
     )
     return search_while(
-        lambda beams: jnp.any(alive(beams)),
-        step_fn,
-        memory,
-        start._replace(coverage=coverage),
-        advance,
+        lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
     ).finished
 
 

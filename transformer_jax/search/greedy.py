@@ -55,6 +55,7 @@ def greedy_search(
     job = make_job(prefix, max_lengths, max_length=max_length)
     start = first_beams(job, cache, beam_size=1, n_best=1, max_length=max_length)
     coverage = first_coverage(coverage_penalty, source_mask, 1)
+    start = start._replace(coverage=coverage)
     penalties = penalty_table(length_penalty, alpha, max_length)
 
     def advance(logits: Array, beams: Beams) -> Beams:
@@ -68,11 +69,7 @@ def greedy_search(
         )
 
     return search_while(
-        lambda beams: jnp.any(alive(beams)),
-        step_fn,
-        memory,
-        start._replace(coverage=coverage),
-        advance,
+        lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
     ).finished
 
 
