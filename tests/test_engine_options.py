@@ -1,6 +1,7 @@
 """Options of a search in the engine: the same results as one sentence at a time, and
 nothing of them in the compiled program when they are off."""
 
+import functools
 import itertools
 from collections import deque
 from typing import Any
@@ -55,9 +56,9 @@ def make_plan(search: SearchConfig, **rest) -> SearchPlan:
     return SearchPlan(search, MAX_LENGTH, START, EOS, (0, START), **rest)
 
 
-def make_decoder(plan: SearchPlan, *, width=4) -> Decoder:
-    model, params = tiny_model(0, norm_position="pre", output_bias=True)
-    return Decoder(model, params, plan, slots=width, length=16)
+def make_model():
+    sizes: dict[str, Any] = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    return tiny_model(0, norm_position="pre", output_bias=True, **sizes)
 
 
 def search_alone(decoder: Decoder):
@@ -100,7 +101,8 @@ def test_prefixes_and_constraints_equal_searching_one_sentence_after_the_other(m
     plan = make_plan(
         SearchConfig(**method, **OPTIONS), prefix_width=WIDTH, banned_sequences=BANNED
     )
-    decoder, sentences = make_decoder(plan), make_sentences()
+    decoder = Decoder(*make_model(), plan, slots=4, length=16)
+    sentences = make_sentences()
     together = sorted(decoder.run(deque(sentences)))
     assert len(together) == len(sentences)
     alone = search_alone(decoder)
@@ -119,10 +121,11 @@ def test_prefixes_and_constraints_equal_searching_one_sentence_after_the_other(m
 
 def lowered(plan: SearchPlan) -> str:
     """The program that searches, as text before it is compiled."""
-    decoder = make_decoder(plan, width=2)
-    arguments = decoder.params, decoder.state, np.int32(0)
-    program = slots.advance.lower(*arguments, model=decoder.model, plan=plan)
-    return program.as_text()
+    model, params = make_model()
+    made_for: dict[str, Any] = {"model": model, "plan": plan}
+    empty = functools.partial(slots.empty_slots, slots=2, length=16, **made_for)
+    state = jax.eval_shape(empty, params)
+    return slots.advance.lower(params, state, np.int32(0), **made_for).as_text()
 
 
 @METHODS

@@ -52,7 +52,8 @@ class Beams(NamedTuple):
     """[B]: how many have ended."""
     cache: Cache
     coverage: Array | None = None
-    """[B, K, S]: the attention that each source position has had; None: not kept."""
+    """[B, K, S]: the attention that each source position has had while its sentence was
+    searched; None: not kept."""
 
 
 Advance = Callable[[Array, Beams], Beams]
