@@ -223,6 +223,16 @@ class SearchConfig:
     """A translation has at most factor * source pieces + offset pieces."""
     max_length_offset: Positive = 10
     """See max_length_factor."""
+    min_length: Count = 0
+    """A translation has at least so many pieces, the end not counted, unless its most
+    pieces are fewer."""
+    no_repeat_ngram: Count = 0
+    """No translation holds the same n pieces in a row twice, for this n; 0: it may."""
+    ban: tuple[str, ...] = ()
+    """Words and phrases that no translation holds, each as the tokenizer cuts it."""
+    coverage_penalty: NonNegative = 0.0
+    """What source pieces that got little attention cost (beta of Wu et al., 2016,
+    equation 14); 0.2 is usual, 0 off."""
 
     def __post_init__(self) -> None:
         beams = self.beam_size if self.method == "beam" else 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import tqdm
 
-from transformer_jax.data.text import open_text, without_end
+from transformer_jax.data.text import open_text, stream_lines, without_end
 
 CHUNK_LINES = 8192
 """Lines of a file that are held and answered at a time."""
@@ -56,6 +57,32 @@ def stdin_chunks() -> Iterator[Chunk]:
     if stat.S_ISREG(mode):
         return _full_chunks(stream)
     return _eager_chunks(stream)
+
+
+def with_lines_of(
+    chunks: Iterator[Chunk], path: Path | None
+) -> Iterator[tuple[Chunk, list[str] | None]]:
+    """Each chunk with as many lines of a file that goes beside the input; without a
+    file, with None.
+
+    Other line counts than the input's raise ValueError.
+    """
+    others, done = stream_lines(path) if path else iter(()), 0
+    for chunk in chunks:
+        beside = list(itertools.islice(others, len(chunk.lines)))
+        if path and len(beside) < len(chunk.lines):
+            raise ValueError(_uneven(path, done + len(beside), "more"))
+        yield chunk, beside if path else None
+        done += len(chunk.lines)
+    if rest := sum(1 for _ in others):
+        raise ValueError(_uneven(path, done + rest, str(done)))
+
+
+def _uneven(path: Path | None, count: int, lines: str) -> str:
+    return (
+        f"{path} has {count} lines and the input has {lines}: line n of one goes with "
+        "line n of the other. Give as many, empty ones where nothing is asked."
+    )
 
 
 def check_readable(path: Path) -> None:

@@ -27,6 +27,15 @@ class SearchOptions:
     """A translation has at most factor * source pieces + offset pieces."""
     max_length_offset: int | None = None
     """See --max-length-factor."""
+    min_length: int | None = None
+    """A translation has at least so many pieces, the end not counted."""
+    no_repeat_ngram: int | None = None
+    """No translation holds the same n pieces in a row twice; 0: it may."""
+    ban: tuple[str, ...] | None = None
+    """Words and phrases that no translation holds: --ban beer "the dog"."""
+    coverage_penalty: float | None = None
+    """What source pieces that got little attention cost in the score (beta of Wu et
+    al., 2016); 0.2 is usual, 0 off."""
 
 
 AS_TRAINED = SearchOptions()

@@ -22,6 +22,7 @@ from transformer_jax.cli.lines import (
     one_line,
     output_to,
     stdin_chunks,
+    with_lines_of,
 )
 from transformer_jax.cli.searching import AS_TRAINED, SearchOptions, chosen_search
 
@@ -49,6 +50,9 @@ class Args:
     """Checkpoint to load. Default: the best one if one was chosen, else the latest."""
     input: Path | None = None
     """Text to translate, plain or gzip. Default: stdin."""
+    target_prefix: Path | None = None
+    """What the translations begin with: one line for each line of input, empty where a
+    translation is free; plain or gzip."""
     output: Path | None = None
     """File for the translations; it appears when all is done. Default: stdout."""
     n_best: int | None = None
@@ -85,7 +89,10 @@ def run(args: Args) -> int:
     )
     if args.input is not None:
         check_readable(args.input)
-    check_output(args.output, read=(args.input or Path("/dev/stdin"),))
+    if args.target_prefix is not None:
+        check_readable(args.target_prefix)
+    read = (args.input or Path("/dev/stdin"), args.target_prefix)
+    check_output(args.output, read=read)
     from transformer_jax.parallel import devices_side_by_side
     from transformer_jax.translation.translator import BATCH_TOKENS, Translator
 
@@ -97,7 +104,7 @@ def run(args: Args) -> int:
     several = search.n_best > 1
     done, damaged = 0, []
     with output_to(args.output) as out, _bar(args) as bar:
-        for chunk in _chunks(args):
+        for chunk, prefixes in with_lines_of(_chunks(args), args.target_prefix):
             translations = translator.translate(
                 chunk.lines,
                 search=search,
@@ -105,6 +112,7 @@ def run(args: Args) -> int:
                 batch_size=args.batch_size,
                 progress=bar.update,
                 first_line=done + 1,
+                prefixes=prefixes,
             )
             for place, translation in enumerate(translations):
                 lines = output_lines(

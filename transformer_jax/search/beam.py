@@ -1,5 +1,6 @@
 """Beam search: the K best prefixes, and the n best targets found on the way."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from transformer_jax.search.beams import (
 )
 from transformer_jax.search.choosing import best_tokens
 from transformer_jax.search.constraints import Constraint
+from transformer_jax.search.coverage import coverage_score, first_coverage
 from transformer_jax.search.result import (
     LengthPenalty,
     SearchResult,
@@ -52,20 +54,24 @@ def beam_search(
     stop: StopRule = "beams",
     max_lengths: Array | None = None,
     constraints: Sequence[Constraint] = (),
+    coverage_penalty: float = 0.0,
+    source_mask: Array | None = None,
 ) -> SearchResult:
     """At each place, the 2K likeliest continuations of the live beams are looked at.
     Of the first K, those that end are scored and set aside; the best K that do not end
     live on, so that K beams live as long as the search does (fairseq, Hugging Face).
 
     Score: log-probability / penalty(length), end token included in both (see
-    `penalty_table`). The n best are kept. A sentence is done, by `stop`,
+    `penalty_table`); plus, where there is a `coverage_penalty`, what leaving source
+    tokens out costs (see `coverage_score`): the step must then give attention, and
+    `source_mask` [B, S] is false where the source is padding. The n best are kept. A
+    sentence is done, by `stop`,
     - "beams": when K targets have ended (fairseq, CTranslate2);
     - "first": when one has ended (n at least, if n are wanted);
     - "bound": when no live beam could still beat the worst of the n best, however it
       went on. With K at least the number of all prefixes, this is exhaustive search.
     That bound ends every search, as it never changes a result. With one beam this is
-    greedy search. Tokens that `constraints` forbid are passed over; the others keep
-    their log-probabilities.
+    greedy search. `constraints` forbid tokens, and change no other's log-probability.
 
     `prefix` [B, P] begins with the start token; more than that forces how each target
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
@@ -78,18 +84,16 @@ def beam_search(
     start = first_beams(
         job, cache, beam_size=beam_size, n_best=n_best, max_length=max_length
     )
-    penalties = penalty_table(length_penalty, alpha, max_length)
-
-    def advance(logits: Array, beams: Beams) -> Beams:
-        return advance_beams(
-            logits,
-            beams,
-            eos_id=eos_id,
-            penalties=penalties,
-            constraints=constraints,
-            stop=stop,
-        )
-
+    coverage = first_coverage(coverage_penalty, source_mask, beam_size)
+    start = start._replace(coverage=coverage)
+    advance = functools.partial(
+        advance_beams,
+        eos_id=eos_id,
+        penalties=penalty_table(length_penalty, alpha, max_length),
+        constraints=constraints,
+        stop=stop,
+        coverage_penalty=coverage_penalty,
+    )
     return search_while(
         lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
     ).finished
@@ -103,6 +107,7 @@ def advance_beams(
     penalties: np.ndarray,
     constraints: Sequence[Constraint],
     stop: StopRule,
+    coverage_penalty: float = 0.0,
 ) -> Beams:
     """Logits [B, K, V] of the next token → the state one token later."""
     beam_size, divisors = logits.shape[1], jnp.asarray(penalties)
@@ -112,6 +117,10 @@ def advance_beams(
     first = jax.tree.map(lambda x: x[:, :beam_size], best)
     ended = first.tokens == eos_id
     ended_scores = first.log_probabilities / divisors[lengths][:, None]
+    coverage = beams.coverage
+    if coverage is not None:
+        covered = coverage_score(coverage, coverage_penalty)
+        ended_scores += jnp.take_along_axis(covered, first.parents, axis=1)
     histories, of_tokens = longer(
         beams, first.parents, first.tokens, first.token_log_probabilities
     )
@@ -131,6 +140,9 @@ def advance_beams(
     histories, of_tokens = longer(
         beams, kept.parents, kept.tokens, kept.token_log_probabilities
     )
+    if coverage is not None:
+        coverage = jnp.take_along_axis(coverage, kept.parents[..., None], axis=1)
+    # A coverage of the whole source costs nothing, so the bound holds with one too.
     bound = live.max(axis=-1) / divisors[beams.job.max_lengths]
     num_finished = beams.num_finished + (ended & (ended_scores > -jnp.inf)).sum(axis=-1)
     wanted = {"beams": beam_size, "first": finished.scores.shape[1]}
@@ -145,6 +157,7 @@ def advance_beams(
         parents=kept.parents,
         finished=finished,
         num_finished=num_finished,
+        coverage=coverage,
     )
 
 

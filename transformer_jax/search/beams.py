@@ -51,6 +51,9 @@ class Beams(NamedTuple):
     num_finished: Array
     """[B]: how many have ended."""
     cache: Cache
+    coverage: Array | None = None
+    """[B, K, S]: the attention that each source position has had while its sentence was
+    searched; None: not kept."""
 
 
 Advance = Callable[[Array, Beams], Beams]
@@ -130,7 +133,12 @@ def search_while(
         output, cache = step_fn(tokens, positions, cache, memory)
         chex.assert_shape(output.logits, (sentences * beam_size, 1, None))
         logits = output.logits.reshape(sentences, beam_size, -1)
-        return advance(logits, beams._replace(cache=cache))
+        coverage = beams.coverage
+        if coverage is not None:
+            if output.attention is None:
+                raise ValueError("Coverage needs a step function that gives attention.")
+            coverage = coverage + output.attention.reshape(coverage.shape)
+        return advance(logits, beams._replace(cache=cache, coverage=coverage))
 
     return jax.lax.while_loop(going_on, step, beams)
 

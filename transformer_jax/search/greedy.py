@@ -18,6 +18,7 @@ from transformer_jax.search.beams import (
 )
 from transformer_jax.search.choosing import best_tokens
 from transformer_jax.search.constraints import Constraint
+from transformer_jax.search.coverage import coverage_score, first_coverage
 from transformer_jax.search.result import (
     LengthPenalty,
     SearchResult,
@@ -38,23 +39,33 @@ def greedy_search(
     length_penalty: LengthPenalty = "average",
     alpha: float = 1.0,
     constraints: Sequence[Constraint] = (),
+    coverage_penalty: float = 0.0,
+    source_mask: Array | None = None,
 ) -> SearchResult:
     """Takes the likeliest token (the smallest id among equals) until the end token.
 
     `prefix` [B, P] begins with the start token; more than that forces how each target
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
     0: do not search); at its last place every target is forced to end, at the price of
-    the end token's log-probability. The cache has R = B rows. The penalty only makes
-    the score. Tokens that `constraints` forbid are passed over; the others keep their
-    log-probabilities. A sentence's result does not depend on the others.
+    the end token's log-probability. The cache has R = B rows. The penalties only make
+    the score: see `beam_search`. Tokens that `constraints` forbid are passed over; the
+    others keep their log-probabilities. Where all are forbidden, nothing is found. A
+    sentence's result does not depend on the others.
     """
     job = make_job(prefix, max_lengths, max_length=max_length)
     start = first_beams(job, cache, beam_size=1, n_best=1, max_length=max_length)
+    coverage = first_coverage(coverage_penalty, source_mask, 1)
+    start = start._replace(coverage=coverage)
     penalties = penalty_table(length_penalty, alpha, max_length)
 
     def advance(logits: Array, beams: Beams) -> Beams:
         return advance_greedily(
-            logits, beams, eos_id=eos_id, penalties=penalties, constraints=constraints
+            logits,
+            beams,
+            eos_id=eos_id,
+            penalties=penalties,
+            constraints=constraints,
+            coverage_penalty=coverage_penalty,
         )
 
     return search_while(
@@ -69,26 +80,31 @@ def advance_greedily(
     eos_id: int,
     penalties: np.ndarray,
     constraints: Sequence[Constraint],
+    coverage_penalty: float = 0.0,
 ) -> Beams:
     """Logits [B, 1, V] of the next token → the state one token later."""
     allowed = logits
     for constrain in constraints:
         allowed = constrain(allowed, beams)
     going_on = alive(beams)[:, None]
-    tokens = best_tokens(allowed, jnp.zeros_like(beams.log_probabilities), 1)[2]
+    best, _, tokens = best_tokens(allowed, jnp.zeros_like(beams.log_probabilities), 1)
     compelled = compelled_tokens(beams, eos_id)[:, None]
+    possible = going_on & ((compelled != FREE) | (best > -jnp.inf))
     tokens = jnp.where(compelled == FREE, tokens, compelled)  # [B, 1]
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     chosen = chosen - jax.nn.logsumexp(logits, axis=-1)
 
     lengths = beams.lengths + going_on[:, 0]
-    total = jnp.where(going_on, beams.log_probabilities + chosen, -jnp.inf)
+    total = jnp.where(possible, beams.log_probabilities + chosen, -jnp.inf)
+    scores = total / jnp.asarray(penalties)[lengths][:, None]
+    if beams.coverage is not None:
+        scores = scores + coverage_score(beams.coverage, coverage_penalty)
     histories, of_tokens = longer(beams, beams.parents, tokens, chosen)
-    ended = going_on & (tokens == eos_id)
+    ended = possible & (tokens == eos_id)
     whole = SearchResult(
         tokens=histories[..., 1:],
         lengths=lengths[:, None],
-        scores=total / jnp.asarray(penalties)[lengths][:, None],
+        scores=scores,
         log_probabilities=total,
         token_log_probabilities=of_tokens,
     )

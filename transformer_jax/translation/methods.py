@@ -6,7 +6,13 @@ from typing import NamedTuple
 from transformer_jax.config import SearchConfig
 from transformer_jax.search.beam import advance_beams
 from transformer_jax.search.beams import Advance
-from transformer_jax.search.constraints import Constraint, banned_tokens
+from transformer_jax.search.constraints import (
+    Constraint,
+    banned_sequences,
+    banned_tokens,
+    minimum_length,
+    no_repeated_ngram,
+)
 from transformer_jax.search.greedy import advance_greedily
 from transformer_jax.search.result import penalty_table
 
@@ -21,6 +27,8 @@ class SearchPlan(NamedTuple):
     banned: tuple[int, ...]
     prefix_width: int = 1
     """P: most tokens that a target is made to begin with, the start token included."""
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
+    """Of at least two tokens each."""
 
     @property
     def beams(self) -> int:
@@ -36,6 +44,7 @@ def method_of(plan: SearchPlan) -> Advance:
         eos_id=plan.eos_id,
         penalties=penalty_table(search.length_penalty, search.alpha, plan.max_length),
         constraints=constraints_of(plan),
+        coverage_penalty=search.coverage_penalty,
     )
     if search.method == "beam":
         method = functools.partial(method, stop=search.stop)
@@ -44,4 +53,13 @@ def method_of(plan: SearchPlan) -> Advance:
 
 def constraints_of(plan: SearchPlan) -> tuple[Constraint, ...]:
     """Those that the settings ask for; the others are not compiled."""
-    return (banned_tokens(plan.banned),) if plan.banned else ()
+    search, found = plan.search, []
+    if plan.banned:
+        found.append(banned_tokens(plan.banned))
+    if plan.banned_sequences:
+        found.append(banned_sequences(plan.banned_sequences))
+    if search.min_length:
+        found.append(minimum_length(search.min_length, plan.eos_id))
+    if search.no_repeat_ngram:
+        found.append(no_repeated_ngram(search.no_repeat_ngram))
+    return tuple(found)

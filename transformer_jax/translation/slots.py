@@ -27,6 +27,7 @@ from transformer_jax.search.beams import (
     replace_sentences,
     search_while,
 )
+from transformer_jax.search.coverage import first_coverage
 from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.methods import SearchPlan, method_of
 from transformer_jax.types import Array, Params
@@ -60,14 +61,14 @@ def empty_slots(
     ids = jax.ShapeDtypeStruct((slots, length), jnp.int32)
     encode = functools.partial(encode_memory, model)
     memory = jax.eval_shape(encode, params, ids, ids)
+    memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory)
     cache = init_cache(
         model.config, slots, min(FIRST_CACHE, plan.max_length), beams=plan.beams
     )
     prefix = jnp.full((slots, plan.prefix_width), plan.start_id, jnp.int32)
     nothing = Job(prefix=prefix, max_lengths=jnp.zeros((slots,), jnp.int32))
     return Slots(
-        beams=_first_beams(plan, nothing)._replace(cache=cache),
-        memory=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory),
+        beams=_first_beams(plan, nothing, memory)._replace(cache=cache), memory=memory
     )
 
 
@@ -93,7 +94,7 @@ def refill(
     memory = encode_memory(model, params, inputs, segment_ids)
     memory = jax.tree.map(_padded_like, memory, state.memory)
     return Slots(
-        beams=replace_sentences(state.beams, _first_beams(plan, job), slots),
+        beams=replace_sentences(state.beams, _first_beams(plan, job, memory), slots),
         memory=replace_sentences(state.memory, memory, slots),
     )
 
@@ -121,7 +122,7 @@ def advance(
 
     beams = search_while(
         going_on,
-        make_step_fn(model, params),
+        make_step_fn(model, params, return_attention=state.beams.coverage is not None),
         state.memory,
         state.beams,
         method_of(plan),
@@ -145,15 +146,17 @@ def resize(cache: DecoderCache, *, length: int) -> DecoderCache:
     return resized_cache(cache, length)
 
 
-def _first_beams(plan: SearchPlan, job: Job) -> Beams:
+def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
     """Beams without their cache."""
-    return first_beams(
+    beams = first_beams(
         make_job(job.prefix, job.max_lengths, max_length=plan.max_length),
         None,
         beam_size=plan.beams,
         n_best=plan.search.n_best,
         max_length=plan.max_length,
     )
+    penalty, source_mask = plan.search.coverage_penalty, memory.segment_ids > 0
+    return beams._replace(coverage=first_coverage(penalty, source_mask, plan.beams))
 
 
 def _padded_like(x: Array, whole: Array) -> Array:

@@ -27,6 +27,7 @@ from transformer_jax.translation.engine import (
     decode_side_by_side,
 )
 from transformer_jax.translation.methods import SearchPlan
+from transformer_jax.translation.phrases import banned_ids, prefix_ids, prefix_width
 from transformer_jax.translation.planning import plan_groups
 from transformer_jax.types import Params
 
@@ -138,6 +139,7 @@ class Translator:
         batch_size: int | None = None,
         progress: bool | Callable[[int], object] = False,
         first_line: int = 1,
+        prefixes: Sequence[str | None] | None = None,
     ) -> list[Translation]:
         """As many translations as lines, in order.
 
@@ -147,8 +149,12 @@ class Translator:
         translations; of lines longer than `max_source_tokens` only the beginning is
         translated, and a warning is logged, which numbers lines from `first_line`.
         `progress` shows a bar on stderr, or is called with the number of lines done.
+
+        `prefixes` are what the translations begin with, one for each line (None or
+        blank: nothing); they are part of the result, and come on top of its length.
         """
         search = search or self.search
+        forced = self._forced(prefixes, len(lines), first_line)
         sources = [self.source_ids(line) for line in lines]
         limit = self.max_source_tokens
         long = [i for i, source in enumerate(sources) if len(source) > limit]
@@ -168,6 +174,7 @@ class Translator:
             update(len(lines) - len(places))
             for each in self.search_ids(
                 [self._cut(sources[i]) for i in places],
+                prefixes=[forced[i] for i in places],
                 search=search,
                 batch_tokens=batch_tokens,
                 batch_size=batch_size,
@@ -177,6 +184,28 @@ class Translator:
                 found[line] = _translation(hypotheses, truncated=line in cut)
                 update(1)
         return [each or _translation((), truncated=False) for each in found]
+
+    def _forced(
+        self, prefixes: Sequence[str | None] | None, lines: int, first_line: int
+    ) -> list[tuple[int, ...]]:
+        """The ids of each line's prefix."""
+        if prefixes is None:
+            return [()] * lines
+        if len(prefixes) != lines:
+            raise ValueError(
+                f"There are {lines} lines and {len(prefixes)} prefixes: give one for "
+                "each line, None or an empty one where a translation is free."
+            )
+        found, limit = [], self.model.config.num_positions
+        for number, text in enumerate(prefixes, start=first_line):
+            name = f"The prefix of line {number}"
+            found.append(prefix_ids(text, self.tokenizer, name=name))
+            if len(found[-1]) >= limit:
+                raise ValueError(
+                    f"{name} has {len(found[-1])} pieces, but the model knows {limit} "
+                    "positions, one of them for the end: shorten it."
+                )
+        return found
 
     def source_ids(self, line: str) -> np.ndarray:
         """Source ids as the model reads them; none if the line has no words."""
@@ -199,12 +228,14 @@ class Translator:
         self,
         sources: Sequence[np.ndarray],
         *,
+        prefixes: Sequence[Sequence[int]] = (),
         search: SearchConfig | None = None,
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> Iterator[Found]:
         """Source ids as the model reads them → the n best targets of each, by its place
-        in `sources`, in the order in which they are done.
+        in `sources`, in the order in which they are done. `prefixes` are ids that the
+        targets begin with, one for each source or none at all.
 
         While those that are done are used, the devices go on with the others.
         """
@@ -216,14 +247,19 @@ class Translator:
             longest=self.max_source_tokens,
             max_slots=batch_size,
         )
+        prefixes = prefixes or [()] * len(sources)
         for group in groups:
-            plan = self._plan(group.length, search)
+            width = prefix_width([prefixes[index] for index in group.indices])
+            plan = self._plan(group.length, search, width)
             specials = self.model.config.source_specials
             queue = deque(
                 Sentence(
                     int(index),
                     sources[index],
-                    self._max_target(len(sources[index]) - specials, search),
+                    self._max_target(
+                        len(sources[index]) - specials, search, len(prefixes[index])
+                    ),
+                    tuple(prefixes[index]),
                 )
                 for index in group.indices
             )
@@ -244,22 +280,29 @@ class Translator:
         params = self._copies[device]
         return Decoder(self.model, params, plan, slots=slots, length=length)
 
-    def _plan(self, source_length: int, search: SearchConfig) -> SearchPlan:
-        """What searches of sources of up to that many tokens are compiled for."""
+    def _plan(self, source_length: int, search: SearchConfig, width: int) -> SearchPlan:
+        """What searches of sources of up to that many tokens are compiled for, with
+        prefixes of up to `width` tokens, the start token included."""
         nothing = make_example(("", ""), self.tokenizer, self.model.config)
         # Padding and a start token of its own are no words (Marian bans pad; so do we).
         never = {self.tokenizer.pad_id, self.tokenizer.bos_id} - {self.tokenizer.eos_id}
+        tokens, sequences = banned_ids(search.ban, self.tokenizer)
+        max_length = self._max_target(source_length, search, width - 1)
         return SearchPlan(
             search=search,
-            max_length=self._max_target(source_length, search),
+            max_length=max_length,
             start_id=int(nothing["decoder_inputs"][0]),
             eos_id=self.tokenizer.eos_id,
-            banned=tuple(sorted(never)),
+            banned=tuple(sorted(never.union(tokens))),
+            prefix_width=min(width, max_length),
+            banned_sequences=sequences,
         )
 
-    def _max_target(self, pieces: int, search: SearchConfig) -> int:
-        """Most target tokens, end included, for that many source pieces."""
+    def _max_target(self, pieces: int, search: SearchConfig, prefix: int) -> int:
+        """Most target tokens, end included, for that many source pieces, and that many
+        tokens that the target is made to begin with."""
         wanted = int(search.max_length_factor * pieces) + search.max_length_offset
+        wanted += prefix
         return min(wanted, self.model.config.num_positions)
 
     def _hypotheses(self, result: SearchResult) -> tuple[Hypothesis, ...]:

@@ -1,0 +1,76 @@
+"""What a user asks of translations: how they begin, and what they may not hold."""
+
+from typing import Any
+
+import pytest
+
+from transformer_jax.config import SearchConfig
+from transformer_jax.testing import NumberTokenizer, tiny_model
+from transformer_jax.translation.phrases import banned_ids, prefix_ids
+from transformer_jax.translation.translator import Translator
+
+SEARCH: dict[str, Any] = {"beam_size": 2, "max_length_factor": 1.0}
+LINES = ["7 8 9", "5 5 12 13", "", "20", "11 4 4 9 6"]
+PREFIXES = ["9 9 10", None, "4", "", "17"]
+
+
+def make_translator(**overrides: Any) -> Translator:
+    """Text is numbers, so that a test sees the pieces."""
+    overrides = {"num_encoder_layers": 1, "num_decoder_layers": 1, **overrides}
+    model, params = tiny_model(3, norm_position="pre", **overrides)
+    return Translator(model, params, NumberTokenizer(), SearchConfig(**SEARCH))
+
+
+def test_prefixes_begin_translations_and_come_on_top_of_their_length():
+    ours = make_translator()
+    # So short that only two pieces beside the prefix fit, and the end.
+    search = SearchConfig(beam_size=2, max_length_factor=0.0, max_length_offset=3)
+    found = ours.translate(LINES, search=search, prefixes=PREFIXES)
+    free = ours.translate(LINES, search=search)
+    for line, prefix, one, other in zip(LINES, PREFIXES, found, free, strict=True):
+        words = prefix.split() if prefix else []
+        if not line:
+            assert one.text == ""
+        elif not words:
+            assert one.tokens == other.tokens
+        else:
+            assert list(one.tokens[: len(words)]) == words
+            assert one.text.startswith(prefix or "")
+            assert len(one.tokens) <= len(words) + 3
+    alone = ours.translate(LINES[:1], search=search, prefixes=PREFIXES[:1])
+    assert alone[0].tokens == found[0].tokens
+    assert alone[0].score == pytest.approx(found[0].score, abs=1e-4)
+
+
+def test_every_line_has_its_prefix():
+    with pytest.raises(ValueError, match="There are 5 lines and 1 prefixes"):
+        make_translator().translate(LINES, prefixes=["4"])
+    ours = make_translator(positions="learned", max_positions=10)
+    for prefix in ("4 " * 10, "4 " * 11):
+        with pytest.raises(ValueError, match="The prefix of line 7 has 1"):
+            ours.translate(["20"], prefixes=[prefix], first_line=7)
+    found = ours.translate(["20"], prefixes=["4 " * 9])
+    assert found[0].tokens == ("4",) * 9 + ("2",)
+    with pytest.raises(ValueError, match="Prefix 1 is '5 2', which holds the end"):
+        prefix_ids("5 2", NumberTokenizer(), name="Prefix 1")
+
+
+def test_a_translation_holds_no_banned_word_and_no_banned_phrase():
+    ours = make_translator()
+    before = ours.translate(["7 8 9"])[0].tokens
+    assert len(before) > 4
+    ban = (before[0], " ".join(before[1:3]))
+    search = SearchConfig(**SEARCH, ban=ban, min_length=4)
+    plan = ours._plan(32, search, 1)
+    assert int(before[0]) in plan.banned
+    assert plan.banned_sequences == (tuple(map(int, before[1:3])),)
+    for found in ours.translate(["7 8 9", "5 5 12 13"], search=search):
+        assert len(found.tokens) > 4
+        assert ban[0] not in found.tokens
+        assert f" {ban[1]} " not in f" {found.text} "
+
+
+@pytest.mark.parametrize("text", ["", "  ", "5 2"])
+def test_a_ban_that_bans_nothing_is_a_mistake(text):
+    with pytest.raises(ValueError, match=f"ban holds '{text}'"):
+        banned_ids([text], NumberTokenizer())
