@@ -194,7 +194,7 @@ def test_constraints_hold_and_neighbours_change_no_bit():
 
     @jax.jit
     def both(table):
-        sizes = options(table.shape[0]) | {"constraints": constraints}
+        sizes: dict[str, Any] = {**options(table.shape[0]), "constraints": constraints}
         cache = unread(table.shape[0])
         return (
             greedy_search(table_step, cache, table, **sizes),

@@ -64,7 +64,7 @@ def chosen_search(
     changes["n_best"] = n_best
     if options.method is None and (options.beam_size or (n_best or 1) > 1):
         changes["method"] = "beam"
-    if changes.get("method") == "beam" and options.block is None:
+    if changes["method"] not in (None, "greedy") and options.block is None:
         changes["block"] = 1
     if options.method == "greedy" and n_best is None:
         changes["n_best"] = 1
