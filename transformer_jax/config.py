@@ -208,6 +208,9 @@ class SearchConfig:
     """greedy: the best token at each place; beam: the best few prefixes."""
     beam_size: Positive = 5
     """Prefixes kept per sentence by beam search."""
+    block: Positive = 1
+    """Tokens that greedy search reads at once: the last one and guesses of those that
+    follow, which are kept where they are its own choice. 1 guesses nothing."""
     n_best: Positive = 1
     """Translations returned per sentence, best first."""
     length_penalty: Literal["gnmt", "average", "none"] = "average"
@@ -240,6 +243,11 @@ class SearchConfig:
             raise ValueError(
                 f"n_best is {self.n_best}, but {self.method} search keeps {beams}: "
                 "raise beam_size or lower n_best."
+            )
+        if self.block > 1 and self.method != "greedy":
+            raise ValueError(
+                f"block is {self.block}, but method is {self.method}: only greedy "
+                "search guesses ahead. Choose method greedy, or leave block at 1."
             )
 
 

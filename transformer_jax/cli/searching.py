@@ -14,6 +14,9 @@ class SearchOptions:
     """greedy: the best token at each place; beam: the best few prefixes."""
     beam_size: int | None = None
     """Prefixes kept per sentence; means --method beam."""
+    block: int | None = None
+    """Tokens that greedy search reads at once, guesses included; above 1, means
+    --method greedy. The translations are the same."""
     length_penalty: Literal["gnmt", "average", "none"] | None = None
     """What divides a log-probability to make the score. average: length^alpha. gnmt:
     ((5 + length) / 6)^alpha. none: nothing."""
@@ -55,6 +58,14 @@ def chosen_search(
             f"--beam-size is {options.beam_size}, but --method greedy keeps one "
             "prefix: leave out one of them."
         )
+    if (options.block or 1) > 1 and options.method is None:
+        if options.beam_size or (n_best or 1) > 1:
+            raise ValueError(
+                f"--block is {options.block}, but only greedy search guesses ahead, "
+                "and it keeps one prefix: leave out --block, or both --beam-size and "
+                "--n-best."
+            )
+        options = dataclasses.replace(options, method="greedy")
     changes = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(SearchOptions)
@@ -62,6 +73,8 @@ def chosen_search(
     changes["n_best"] = n_best
     if options.method is None and (options.beam_size or (n_best or 1) > 1):
         changes["method"] = "beam"
+    if changes["method"] not in (None, "greedy") and options.block is None:
+        changes["block"] = 1
     if options.method == "greedy" and n_best is None:
         changes["n_best"] = 1
     changes = {name: value for name, value in changes.items() if value is not None}

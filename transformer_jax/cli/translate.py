@@ -64,6 +64,9 @@ class Args:
     log_probability (natural, end token included), tokens (pieces, end included); with
     --n-best also hypotheses, a list of such objects."""
     search: Annotated[SearchOptions, tyro.conf.arg(name="")] = AS_TRAINED
+    draft: Path | None = None
+    """The run of a smaller model with the same vocabulary, which guesses for --block.
+    Default: the guesses come from the model itself."""
     batch_tokens: int | None = None
     """Source pieces that a device searches side by side, padding and beams counted."""
     batch_size: int | None = None
@@ -97,8 +100,13 @@ def run(args: Args) -> int:
     from transformer_jax.translation.translator import BATCH_TOKENS, Translator
 
     devices = devices_side_by_side(args.devices)
+    draft = Translator.load(args.draft, dtype=args.dtype) if args.draft else None
     translator = Translator.load(
-        args.checkpoint, step=args.step, devices=devices, dtype=args.dtype
+        args.checkpoint,
+        step=args.step,
+        devices=devices,
+        dtype=args.dtype,
+        draft=draft,
     )
     search = chosen_search(translator.search, args.search, n_best=args.n_best)
     several = search.n_best > 1

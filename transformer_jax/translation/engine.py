@@ -15,6 +15,7 @@ import numpy as np
 
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import FREE, Job
+from transformer_jax.search.parallel_greedy import Effort
 from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
@@ -53,6 +54,8 @@ class Found(NamedTuple):
     index: int
     result: SearchResult
     """On the host, without the axis B."""
+    effort: Effort | None = None
+    """Of a search in blocks; so too."""
 
 
 class Decoder:
@@ -170,8 +173,9 @@ class Decoder:
         done = []
         for slot, sentence in enumerate(self.sentences):
             if sentence is not None and not report.alive[slot]:
-                result = jax.tree.map(lambda x, slot=slot: x[slot], report.finished)
-                done.append(Found(sentence.index, result))
+                found = report.finished, report.effort
+                found = jax.tree.map(lambda x, slot=slot: x[slot], found)
+                done.append(Found(sentence.index, *found))
                 self.sentences[slot] = None
         return done
 

@@ -4,6 +4,7 @@ import functools
 from typing import NamedTuple
 
 from transformer_jax.config import SearchConfig
+from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beam import advance_beams
 from transformer_jax.search.beams import Advance
 from transformer_jax.search.constraints import (
@@ -29,6 +30,8 @@ class SearchPlan(NamedTuple):
     """P: most tokens that a target is made to begin with, the start token included."""
     banned_sequences: tuple[tuple[int, ...], ...] = ()
     """Of at least two tokens each."""
+    draft: Transformer | None = None
+    """A smaller model that guesses, where `search.block` is above 1."""
 
     @property
     def beams(self) -> int:

@@ -4,19 +4,14 @@ Each is compiled once for each shape, and works in place: only what is new is wr
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.cache import (
-    DecoderCache,
-    chosen_cache,
-    init_cache,
-    resized_cache,
-)
-from transformer_jax.models.functions import encode_memory, make_step_fn
-from transformer_jax.models.layers import Memory
+from transformer_jax.models.cache import DecoderCache, chosen_cache, resized_cache
+from transformer_jax.models.functions import make_step_fn
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import (
     Beams,
@@ -28,9 +23,16 @@ from transformer_jax.search.beams import (
     search_while,
 )
 from transformer_jax.search.coverage import first_coverage
+from transformer_jax.search.parallel_greedy import Ahead, Effort
 from transformer_jax.search.result import SearchResult
+from transformer_jax.translation.drafting import (
+    empty_cache,
+    encode_all,
+    nothing_ahead,
+    search_ahead_while,
+)
 from transformer_jax.translation.methods import SearchPlan, method_of
-from transformer_jax.types import Array, Params
+from transformer_jax.types import Array, Cache, Memory, Params
 
 FIRST_CACHE = 32
 """Target tokens that the cache has room for at first; it doubles when need be."""
@@ -41,6 +43,8 @@ class Slots(NamedTuple):
 
     beams: Beams
     memory: Memory
+    ahead: Ahead | None
+    """Of a search in blocks."""
 
 
 class Report(NamedTuple):
@@ -49,8 +53,10 @@ class Report(NamedTuple):
     alive: Array
     """[B]: sentences that are not done."""
     longest: Array
-    """[]: most target tokens that one of them has."""
+    """[]: most target tokens that one of them has, or guesses ahead of them."""
     finished: SearchResult
+    effort: Effort | None
+    """Of a search in blocks."""
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan", "slots", "length"))
@@ -59,16 +65,17 @@ def empty_slots(
 ) -> Slots:
     """B free slots for sources of up to S = `length` tokens."""
     ids = jax.ShapeDtypeStruct((slots, length), jnp.int32)
-    encode = functools.partial(encode_memory, model)
+    encode = functools.partial(encode_all, model, plan.draft)
     memory = jax.eval_shape(encode, params, ids, ids)
     memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory)
-    cache = init_cache(
-        model.config, slots, min(FIRST_CACHE, plan.max_length), beams=plan.beams
-    )
+    cache = empty_cache(model, plan, slots, min(FIRST_CACHE, plan.max_length))
     prefix = jnp.full((slots, plan.prefix_width), plan.start_id, jnp.int32)
     nothing = Job(prefix=prefix, max_lengths=jnp.zeros((slots,), jnp.int32))
+    beams = _first_beams(plan, nothing, memory)
     return Slots(
-        beams=_first_beams(plan, nothing, memory)._replace(cache=cache), memory=memory
+        beams=beams._replace(cache=cache),
+        memory=memory,
+        ahead=nothing_ahead(plan, beams),
     )
 
 
@@ -91,12 +98,11 @@ def refill(
     The state comes without its cache, which stays as it is: a sentence begins at
     position 0, and never reads what it has not written.
     """
-    memory = encode_memory(model, params, inputs, segment_ids)
+    memory = encode_all(model, plan.draft, params, inputs, segment_ids)
     memory = jax.tree.map(_padded_like, memory, state.memory)
-    return Slots(
-        beams=replace_sentences(state.beams, _first_beams(plan, job, memory), slots),
-        memory=replace_sentences(state.memory, memory, slots),
-    )
+    beams = _first_beams(plan, job, memory)
+    new = Slots(beams, memory, nothing_ahead(plan, beams))
+    return replace_sentences(state, new, slots)
 
 
 @functools.partial(
@@ -112,38 +118,44 @@ def advance(
 ) -> tuple[Slots, Report]:
     """Searches on until no more than `enough` sentences are alive, or the cache is too
     short for one of them."""
-    room = state.beams.cache.ancestors.shape[1]
+    beams, memory, ahead = state
+    room = beams.cache.ancestors.shape[1]
 
     def longest(beams: Beams) -> Array:
-        return jnp.where(alive(beams), beams.lengths, 0).max()
+        lengths = jnp.where(alive(beams), beams.lengths, 0)
+        return lengths.max() + plan.search.block - 1
 
     def going_on(beams: Beams) -> Array:
-        return (alive(beams).sum() > enough) & (longest(beams) < room)
+        # Where the cache is whole, only guesses beyond the last place lack room.
+        whole = room >= plan.max_length
+        return (alive(beams).sum() > enough) & (whole | (longest(beams) < room))
 
-    beams = search_while(
-        going_on,
-        make_step_fn(model, params, return_attention=state.beams.coverage is not None),
-        state.memory,
-        state.beams,
-        method_of(plan),
-    )
-    report = Report(alive(beams), longest(beams), beams.finished)
-    return state._replace(beams=beams), report
+    if ahead is None:
+        attentive = beams.coverage is not None
+        step_fn = make_step_fn(model, params, return_attention=attentive)
+        beams = search_while(going_on, step_fn, memory, beams, method_of(plan))
+    else:
+        beams, ahead = search_ahead_while(
+            going_on, params, memory, beams, ahead, model=model, plan=plan
+        )
+    effort = ahead and ahead.effort
+    report = Report(alive(beams), longest(beams), beams.finished, effort)
+    return Slots(beams, memory, ahead), report
 
 
 @jax.jit
 def move(state: Slots, slots: Array) -> Slots:
     """Some `slots` [B'] alone."""
-    cache = chosen_cache(state.beams.cache, slots)
+    cache = _each_cache(lambda each: chosen_cache(each, slots), state.beams.cache)
     rest = state._replace(beams=state.beams._replace(cache=None))
     rest = jax.tree.map(lambda x: x[slots], rest)
     return rest._replace(beams=rest.beams._replace(cache=cache))
 
 
 @functools.partial(jax.jit, static_argnames=("length",))
-def resize(cache: DecoderCache, *, length: int) -> DecoderCache:
+def resize(cache: Cache, *, length: int) -> Cache:
     """The cache with room for `length` target tokens."""
-    return resized_cache(cache, length)
+    return _each_cache(lambda each: resized_cache(each, length), cache)
 
 
 def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
@@ -163,3 +175,8 @@ def _padded_like(x: Array, whole: Array) -> Array:
     """Zeros behind x, up to the other's size on every axis but the first."""
     more = zip(x.shape[1:], whole.shape[1:], strict=True)
     return jnp.pad(x, [(0, 0), *((0, large - small) for small, large in more)])
+
+
+def _each_cache(change: Callable[[DecoderCache], DecoderCache], cache: Cache) -> Cache:
+    """Changes that of each model."""
+    return jax.tree.map(change, cache, is_leaf=lambda x: isinstance(x, DecoderCache))

@@ -19,6 +19,7 @@ from transformer_jax.data.examples import make_example
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.recipes import config_from_json
+from transformer_jax.search.parallel_greedy import Drafted
 from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.engine import (
     Decoder,
@@ -83,16 +84,21 @@ class Translator:
         search: SearchConfig,
         *,
         devices: Sequence[Any] = (),
+        draft: "Translator | None" = None,
     ) -> None:
         """`devices` work side by side, each with a copy of the parameters; without any,
-        the search runs where the parameters are."""
+        the search runs where the parameters are. A `draft` is a smaller model with the
+        same vocabulary, whose guesses greedy search in blocks verifies."""
         self.model = model
         self.params = jax.tree.map(jnp.asarray, params)
-        self._copies = [jax.device_put(self.params, each) for each in devices]
-        self._copies = self._copies or [self.params]
+        self.draft = draft
+        whole = Drafted(self.params, draft.params) if draft else self.params
+        self._copies = [jax.device_put(whole, each) for each in devices] or [whole]
         self._idle: dict[tuple[int, SearchPlan, int, int], Decoder] = {}
         self.tokenizer = tokenizer
         self.search = search
+        if draft:
+            check_draft(self, draft)
 
     @classmethod
     def load(
@@ -102,6 +108,7 @@ class Translator:
         step: int | None = None,
         devices: Sequence[Any] = (),
         dtype: str | None = None,
+        draft: "Translator | None" = None,
     ) -> "Translator":
         """From a run: its best checkpoint if one was chosen, else the latest.
 
@@ -123,7 +130,8 @@ class Translator:
             model_config = dataclasses.replace(model_config, dtype=dtype)
             params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
         model = Transformer(model_config)
-        return cls(model, params, tokenizer, config.search, devices=devices)
+        options = {"devices": devices, "draft": draft}
+        return cls(model, params, tokenizer, config.search, **options)
 
     @property
     def max_source_tokens(self) -> int:
@@ -283,6 +291,11 @@ class Translator:
     def _plan(self, source_length: int, search: SearchConfig, width: int) -> SearchPlan:
         """What searches of sources of up to that many tokens are compiled for, with
         prefixes of up to `width` tokens, the start token included."""
+        if self.draft and search.block == 1:
+            raise ValueError(
+                "There is a draft, but block is 1, so that nothing is guessed: raise "
+                "block (4, say), with method greedy, or leave out the draft."
+            )
         nothing = make_example(("", ""), self.tokenizer, self.model.config)
         # Padding and a start token of its own are no words (Marian bans pad; so do we).
         never = {self.tokenizer.pad_id, self.tokenizer.bos_id} - {self.tokenizer.eos_id}
@@ -296,6 +309,7 @@ class Translator:
             banned=tuple(sorted(never.union(tokens))),
             prefix_width=min(width, max_length),
             banned_sequences=sequences,
+            draft=self.draft and self.draft.model,
         )
 
     def _max_target(self, pieces: int, search: SearchConfig, prefix: int) -> int:
@@ -334,6 +348,40 @@ def _translation(hypotheses: tuple[Hypothesis, ...], *, truncated: bool) -> Tran
         for field in dataclasses.fields(Hypothesis)
     }
     return Translation(**best, hypotheses=hypotheses, truncated=truncated)
+
+
+def check_draft(translator: Translator, draft: Translator) -> None:
+    """Raises a ValueError unless both read and write the same ids."""
+
+    def conventions(each: Translator) -> dict[str, list[Any]]:
+        tokenizer, sizes = each.tokenizer, each.model.config
+        sources = list(range(tokenizer.source_vocab_size))
+        targets = list(range(tokenizer.target_vocab_size))
+        nothing = make_example(("", ""), tokenizer, sizes)
+        fed = [*nothing["inputs"].tolist(), *nothing["decoder_inputs"].tolist()]
+        return {
+            "source vocabulary": tokenizer.source_pieces(sources),
+            "target vocabulary": tokenizer.target_pieces(targets),
+            "numbers of words": [sizes.source_vocab_size, sizes.target_vocab_size],
+            "special tokens": [*fed, tokenizer.eos_id],
+        }
+
+    expected = conventions(translator)
+    for name, theirs in conventions(draft).items():
+        if theirs != expected[name]:
+            at = [x == y for x, y in zip(theirs, expected[name], strict=False)]
+            place = [*at, False].index(False)
+            raise ValueError(
+                f"The {name} of the draft and of the model differ: they have "
+                f"{len(theirs)} and {len(expected[name])} entries, and the first to "
+                f"differ is number {place}. Train the draft with the same tokenizer."
+            )
+    longest, needed = (each.model.config.num_positions for each in (draft, translator))
+    if longest < needed:
+        raise ValueError(
+            f"The draft knows {longest} positions and the model {needed}: train a "
+            "draft with as many, or with sinusoidal positions."
+        )
 
 
 @contextlib.contextmanager
