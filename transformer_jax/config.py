@@ -204,12 +204,14 @@ class TrainConfig:
 class SearchConfig:
     """How a translation is searched for."""
 
-    method: Literal["greedy", "beam"] = "beam"
-    """greedy: the best token at each place; beam: the best few prefixes."""
+    method: Literal["greedy", "beam", "sampling"] = "beam"
+    """greedy: the best token at each place; beam: the best few prefixes; sampling:
+    tokens drawn at random, by their probability."""
     beam_size: Positive = 5
     """Prefixes kept per sentence by beam search."""
     n_best: Positive = 1
-    """Translations returned per sentence, best first."""
+    """Translations returned per sentence, best first; of sampling, as many are drawn,
+    and may be equal."""
     length_penalty: Literal["gnmt", "average", "none"] = "average"
     """What divides a log-probability. average: length^alpha (fairseq, Marian, Hugging
     Face). gnmt: ((5 + length) / 6)^alpha (Wu et al., 2016). none: nothing."""
@@ -223,14 +225,28 @@ class SearchConfig:
     """A translation has at most factor * source pieces + offset pieces."""
     max_length_offset: Positive = 10
     """See max_length_factor."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling: logits are divided by this; below 1 likely tokens become likelier."""
+    top_k: Count = 0
+    """Sampling: only of the k likeliest tokens; 0: of all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sampling: only of the fewest likeliest tokens that have this probability between
+    them (Holtzman et al., 2020), after top_k; 1: of all."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Sampling: start of its random numbers. The same seed draws the same."""
 
     def __post_init__(self) -> None:
-        beams = self.beam_size if self.method == "beam" else 1
-        if self.n_best > beams:
+        if self.n_best > self.beams:
             raise ValueError(
-                f"n_best is {self.n_best}, but {self.method} search keeps {beams}: "
-                "raise beam_size or lower n_best."
+                f"n_best is {self.n_best}, but {self.method} search keeps {self.beams}"
+                ": raise beam_size or lower n_best."
             )
+
+    @property
+    def beams(self) -> int:
+        """K: what is kept of a sentence side by side."""
+        kept = {"greedy": 1, "beam": self.beam_size, "sampling": self.n_best}
+        return kept[self.method]
 
 
 @settings

@@ -44,6 +44,8 @@ class Sentence(NamedTuple):
     """Most target tokens, end included."""
     prefix: tuple[int, ...] = ()
     """Tokens that the target begins with, without the start token."""
+    draw: tuple[int, int] = (0, 0)
+    """The seed and the sentence's number, by which its samples are drawn."""
 
 
 class Found(NamedTuple):
@@ -191,13 +193,16 @@ def stacked(
 
 def stacked_jobs(sentences: Sequence[Sentence], *, rows: int, plan: SearchPlan) -> Job:
     """What is asked for each; nothing where there is no sentence."""
-    prefix = np.full((rows, plan.prefix_width), FREE, np.int32)
+    prefix: Any = np.full((rows, plan.prefix_width), FREE, np.int32)
     prefix[:, 0] = plan.start_id
-    max_lengths = np.zeros(rows, np.int32)
+    max_lengths: Any = np.zeros(rows, np.int32)
+    draws: Any = np.zeros((rows, 2), np.uint32) if plan.draws else None
     for row, sentence in enumerate(sentences):
         prefix[row, 1 : 1 + len(sentence.prefix)] = sentence.prefix
         max_lengths[row] = sentence.max_length
-    return Job(prefix=prefix, max_lengths=max_lengths)
+        if draws is not None:
+            draws[row] = sentence.draw
+    return Job(prefix=prefix, max_lengths=max_lengths, draws=draws)
 
 
 def _take(queue: deque[Sentence], count: int) -> list[Sentence]:

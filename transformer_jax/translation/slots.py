@@ -23,6 +23,7 @@ from transformer_jax.search.beams import (
     search_while,
 )
 from transformer_jax.search.result import SearchResult
+from transformer_jax.search.sampling import first_samples
 from transformer_jax.translation.methods import SearchPlan, method_of
 from transformer_jax.types import Array, Params
 
@@ -59,7 +60,8 @@ def empty_slots(
         model.config, slots, min(FIRST_CACHE, plan.max_length), beams=plan.beams
     )
     prefix = jnp.full((slots, plan.prefix_width), plan.start_id, jnp.int32)
-    nothing = Job(prefix=prefix, max_lengths=jnp.zeros((slots,), jnp.int32))
+    draws = jnp.zeros((slots, 2), jnp.uint32) if plan.draws else None
+    nothing = Job(prefix, jnp.zeros((slots,), jnp.int32), draws)
     return Slots(
         beams=_first_beams(plan, nothing)._replace(cache=cache),
         memory=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory),
@@ -136,8 +138,13 @@ def move(state: Slots, slots: Array, *, length: int) -> Slots:
 
 def _first_beams(plan: SearchPlan, job: Job) -> Beams:
     """Beams without their cache."""
+    job = make_job(
+        job.prefix, job.max_lengths, max_length=plan.max_length, draws=job.draws
+    )
+    if plan.draws:
+        return first_samples(job, None, samples=plan.beams, max_length=plan.max_length)
     return first_beams(
-        make_job(job.prefix, job.max_lengths, max_length=plan.max_length),
+        job,
         None,
         beam_size=plan.beams,
         n_best=plan.search.n_best,

@@ -138,6 +138,7 @@ class Translator:
         and a line that is done makes room for the next. Lines without words give empty
         translations; of lines longer than `max_source_tokens` only the beginning is
         translated, and a warning is logged, which numbers lines from `first_line`.
+        Samples of a line depend on the seed and the line's number, not on other lines.
         `progress` shows a bar on stderr, or is called with the number of lines done.
         """
         search = search or self.search
@@ -161,6 +162,7 @@ class Translator:
             for each in self.search_ids(
                 [self._cut(sources[i]) for i in places],
                 search=search,
+                numbers=[first_line + i for i in places],
                 batch_tokens=batch_tokens,
                 batch_size=batch_size,
             ):
@@ -192,19 +194,21 @@ class Translator:
         sources: Sequence[np.ndarray],
         *,
         search: SearchConfig | None = None,
+        numbers: Sequence[int] | None = None,
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> Iterator[Found]:
         """Source ids as the model reads them → the n best targets of each, by its place
         in `sources`, in the order in which they are done.
 
+        Samples are drawn by the `numbers` of the sources (default: their places).
         While those that are done are used, the devices go on with the others.
         """
         search = search or self.search
-        beams = search.beam_size if search.method == "beam" else 1
+        numbers = numbers or range(len(sources))
         groups = plan_groups(
             [len(source) for source in sources],
-            positions=batch_tokens // beams,
+            positions=batch_tokens // search.beams,
             longest=self.max_source_tokens,
             max_slots=batch_size,
         )
@@ -216,6 +220,7 @@ class Translator:
                     int(index),
                     sources[index],
                     self._max_target(len(sources[index]) - specials, search),
+                    draw=(search.seed, numbers[index]),
                 )
                 for index in group.indices
             )
@@ -242,7 +247,7 @@ class Translator:
         # Padding and a start token of its own are no words (Marian bans pad; so do we).
         never = {self.tokenizer.pad_id, self.tokenizer.bos_id} - {self.tokenizer.eos_id}
         return SearchPlan(
-            search=search,
+            search=dataclasses.replace(search, seed=0),  # compiled once for all seeds
             max_length=self._max_target(source_length, search),
             start_id=int(nothing["decoder_inputs"][0]),
             eos_id=self.tokenizer.eos_id,
