@@ -225,6 +225,10 @@ class SearchConfig:
     """A translation has at most factor * source pieces + offset pieces."""
     max_length_offset: Positive = 10
     """See max_length_factor."""
+    diversity_rate: NonNegative = 0.0
+    """Beam search: where prefixes are chosen, the best way to go on from one is charged
+    nothing, its second best this, its third best twice this (Li et al., 2016). Scores
+    stay what they are; 0 is off."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Sampling: logits are divided by this; below 1 likely tokens become likelier."""
     top_k: Count = 0
@@ -234,18 +238,30 @@ class SearchConfig:
     them (Holtzman et al., 2020), after top_k; 1: of all."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Sampling: start of its random numbers. The same seed draws the same."""
+    mbr: Literal["none", "chrf", "bleu"] = "none"
+    """Sampling: give those of mbr_samples that are most like all of them, by chrF or
+    BLEU (minimum Bayes risk; Eikema and Aziz, 2020). That mean is their score."""
+    mbr_samples: Annotated[int, Field(ge=2)] = 32
+    """Samples that mbr draws for each sentence."""
 
     def __post_init__(self) -> None:
+        if self.mbr != "none" and self.method != "sampling":
+            raise ValueError(
+                f"mbr is {self.mbr!r} and method is {self.method!r}: minimum Bayes "
+                "risk needs samples. Set method to 'sampling', or mbr to 'none'."
+            )
         if self.n_best > self.beams:
+            more = "mbr_samples" if self.method == "sampling" else "beam_size"
             raise ValueError(
                 f"n_best is {self.n_best}, but {self.method} search keeps {self.beams}"
-                ": raise beam_size or lower n_best."
+                f": raise {more} or lower n_best."
             )
 
     @property
     def beams(self) -> int:
         """K: what is kept of a sentence side by side."""
-        kept = {"greedy": 1, "beam": self.beam_size, "sampling": self.n_best}
+        samples = self.n_best if self.mbr == "none" else self.mbr_samples
+        kept = {"greedy": 1, "beam": self.beam_size, "sampling": samples}
         return kept[self.method]
 
 

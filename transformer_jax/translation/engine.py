@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import FREE, Job
 from transformer_jax.search.result import SearchResult
+from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
 from transformer_jax.translation.slots import (
@@ -61,7 +61,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: Transformer,
+        model: AnyModel,
         params: Params,
         plan: SearchPlan,
         *,

@@ -49,7 +49,9 @@ def method_of(plan: SearchPlan) -> Advance:
         constraints=constraints_of(plan),
     )
     if search.method == "beam":
-        method = functools.partial(method, stop=search.stop)
+        method = functools.partial(
+            method, stop=search.stop, diversity_rate=search.diversity_rate
+        )
     if search.method == "sampling":
         method = functools.partial(
             method,

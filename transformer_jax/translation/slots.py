@@ -9,10 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.cache import init_cache, moved_cache
-from transformer_jax.models.functions import encode_memory, make_step_fn
-from transformer_jax.models.layers import Memory
-from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import (
     Beams,
     Job,
@@ -24,8 +20,15 @@ from transformer_jax.search.beams import (
 )
 from transformer_jax.search.result import SearchResult
 from transformer_jax.search.sampling import first_samples
+from transformer_jax.translation.ensembles import (
+    AnyModel,
+    empty_cache,
+    encode,
+    moved_cache,
+    step_of,
+)
 from transformer_jax.translation.methods import SearchPlan, method_of
-from transformer_jax.types import Array, Params
+from transformer_jax.types import Array, Memory, Params
 
 FIRST_CACHE = 32
 """Target tokens that the cache has room for at first; it doubles when need be."""
@@ -50,14 +53,13 @@ class Report(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "plan", "slots", "length"))
 def empty_slots(
-    params: Params, *, model: Transformer, plan: SearchPlan, slots: int, length: int
+    params: Params, *, model: AnyModel, plan: SearchPlan, slots: int, length: int
 ) -> Slots:
     """B free slots for sources of up to S = `length` tokens."""
     ids = jax.ShapeDtypeStruct((slots, length), jnp.int32)
-    encode = functools.partial(encode_memory, model)
-    memory = jax.eval_shape(encode, params, ids, ids)
-    cache = init_cache(
-        model.config, slots, min(FIRST_CACHE, plan.max_length), beams=plan.beams
+    memory = jax.eval_shape(functools.partial(encode, model), params, ids, ids)
+    cache = empty_cache(
+        model, slots, min(FIRST_CACHE, plan.max_length), beams=plan.beams
     )
     prefix = jnp.full((slots, plan.prefix_width), plan.start_id, jnp.int32)
     draws = jnp.zeros((slots, 2), jnp.uint32) if plan.draws else None
@@ -79,7 +81,7 @@ def refill(
     segment_ids: Array,
     job: Job,
     *,
-    model: Transformer,
+    model: AnyModel,
     plan: SearchPlan,
 ) -> Slots:
     """Encodes P sentences, inputs and segment ids [P, S], into `slots` [P].
@@ -87,7 +89,7 @@ def refill(
     The state comes without its cache, which stays as it is: a sentence begins at
     position 0, and never reads what it has not written.
     """
-    memory = encode_memory(model, params, inputs, segment_ids)
+    memory = encode(model, params, inputs, segment_ids)
     memory = jax.tree.map(_padded_like, memory, state.memory)
     return Slots(
         beams=replace_sentences(state.beams, _first_beams(plan, job), slots),
@@ -103,7 +105,7 @@ def advance(
     state: Slots,
     enough: Array,
     *,
-    model: Transformer,
+    model: AnyModel,
     plan: SearchPlan,
 ) -> tuple[Slots, Report]:
     """Searches on until no more than `enough` sentences are alive, or the cache is too
@@ -118,7 +120,7 @@ def advance(
 
     beams = search_while(
         going_on,
-        make_step_fn(model, params),
+        step_of(model, params),
         state.memory,
         state.beams,
         method_of(plan),

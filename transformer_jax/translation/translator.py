@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,12 @@ from transformer_jax.translation.engine import (
     Sentence,
     decode_side_by_side,
 )
+from transformer_jax.translation.ensembles import (
+    AnyModel,
+    Ensemble,
+    check_same_vocabulary,
+)
+from transformer_jax.translation.mbr import Utility, by_expected_utility
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import plan_groups
 from transformer_jax.types import Params
@@ -44,7 +50,8 @@ class Hypothesis:
 
     text: str
     score: float
-    """Log-probability over the length penalty (see `SearchConfig.length_penalty`)."""
+    """Log-probability over the length penalty (see `SearchConfig.length_penalty`); of
+    minimum Bayes risk, the expected utility."""
     log_probability: float
     """Of the whole translation, end token included, in nats."""
     tokens: tuple[str, ...]
@@ -76,7 +83,7 @@ class Translator:
 
     def __init__(
         self,
-        model: Transformer,
+        model: AnyModel,
         params: Params,
         tokenizer: Tokenizer,
         search: SearchConfig,
@@ -84,8 +91,9 @@ class Translator:
         devices: Sequence[Any] = (),
     ) -> None:
         """`devices` work side by side, each with a copy of the parameters; without any,
-        the search runs where the parameters are."""
-        self.model = model
+        the search runs where the parameters are. Those of an ensemble are a tuple, one
+        for each model."""
+        self.model: Any = model
         self.params = jax.tree.map(jnp.asarray, params)
         self._copies = [jax.device_put(self.params, each) for each in devices]
         self._copies = self._copies or [self.params]
@@ -99,22 +107,23 @@ class Translator:
         run: str | Path,
         *,
         step: int | None = None,
+        ensemble: Sequence[str | Path] = (),
         devices: Sequence[Any] = (),
     ) -> "Translator":
-        """From a run: its best checkpoint if one was chosen, else the latest."""
-        store = CheckpointStore(Path(run))
-        step = store.chosen_step(step)
-        config = config_from_json(store.config_json(step))
-        tokenizer = load_tokenizer(store.tokenizer_files(step))
-        sizes = config.model
-        model_config = dataclasses.replace(
-            sizes,
-            source_vocab_size=sizes.source_vocab_size or tokenizer.source_vocab_size,
-            target_vocab_size=sizes.target_vocab_size or tokenizer.target_vocab_size,
-        )
-        params = store.restore_params(step=step)
-        model = Transformer(model_config)
-        return cls(model, params, tokenizer, config.search, devices=devices)
+        """From a run: its best checkpoint if one was chosen, else the latest.
+
+        With an `ensemble` of other runs, each by its own best or latest checkpoint, all
+        translate as one: by the mean of their probabilities. They must have the first
+        one's vocabulary, and may differ in size.
+        """
+        model, params, tokenizer, search = _load_run(run, step)
+        if ensemble:
+            others = [_load_run(each, None) for each in ensemble]
+            tokenizers = [tokenizer, *(each.tokenizer for each in others)]
+            check_same_vocabulary([run, *ensemble], tokenizers)
+            model = Ensemble((model, *(each.model for each in others)))
+            params = (params, *(each.params for each in others))
+        return cls(model, params, tokenizer, search, devices=devices)
 
     @property
     def max_source_tokens(self) -> int:
@@ -168,6 +177,8 @@ class Translator:
             ):
                 line = places[each.index]
                 hypotheses = self._hypotheses(each.result)
+                if search.mbr != "none":
+                    hypotheses = _least_risk(hypotheses, search.mbr)[: search.n_best]
                 found[line] = _translation(hypotheses, truncated=line in cut)
                 update(1)
         return [each or _translation((), truncated=False) for each in found]
@@ -278,6 +289,38 @@ class Translator:
                 )
             )
         return tuple(found)
+
+
+class _Run(NamedTuple):
+    """What a run on disk holds of a translator."""
+
+    model: Transformer
+    params: Params
+    tokenizer: Tokenizer
+    search: SearchConfig
+
+
+def _load_run(run: str | Path, step: int | None) -> _Run:
+    store = CheckpointStore(Path(run))
+    step = store.chosen_step(step)
+    config = config_from_json(store.config_json(step))
+    tokenizer = load_tokenizer(store.tokenizer_files(step))
+    sizes = config.model
+    model_config = dataclasses.replace(
+        sizes,
+        source_vocab_size=sizes.source_vocab_size or tokenizer.source_vocab_size,
+        target_vocab_size=sizes.target_vocab_size or tokenizer.target_vocab_size,
+    )
+    params = store.restore_params(step=step)
+    return _Run(Transformer(model_config), params, tokenizer, config.search)
+
+
+def _least_risk(
+    samples: tuple[Hypothesis, ...], utility: Utility
+) -> tuple[Hypothesis, ...]:
+    """The different ones, best first; their score is their expected utility."""
+    ranked = by_expected_utility([each.text for each in samples], utility)
+    return tuple(dataclasses.replace(samples[i], score=mean) for i, mean in ranked)
 
 
 def _translation(hypotheses: tuple[Hypothesis, ...], *, truncated: bool) -> Translation:
