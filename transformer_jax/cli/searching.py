@@ -47,10 +47,17 @@ class SearchOptions:
     """Samples that --mbr draws for each line."""
 
 
-SAMPLING = ("temperature", "top_k", "top_p", "seed", "mbr", "mbr_samples")
-"""Options of sampling alone."""
-BEAM = ("beam_size", "diversity_rate")
-"""Options of beam search alone."""
+OWNERS = {
+    "beam_size": "beam",
+    "diversity_rate": "beam",
+    "temperature": "sampling",
+    "top_k": "sampling",
+    "top_p": "sampling",
+    "seed": "sampling",
+    "mbr": "sampling",
+    "mbr_samples": "sampling",
+}
+"""Options that only one method has."""
 AS_TRAINED = SearchOptions()
 """No option given."""
 
@@ -63,12 +70,7 @@ def chosen_search(
     >>> chosen_search(SearchConfig(), SearchOptions(beam_size=2)).beam_size
     2
     """
-    if options.method == "greedy" and (options.beam_size or 1) > 1:
-        raise ValueError(
-            f"--beam-size is {options.beam_size}, but --method greedy keeps one "
-            "prefix: leave out one of them."
-        )
-    method = options.method or _method_meant(options)
+    method = method_meant(options)
     changes = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(SearchOptions)
@@ -85,5 +87,30 @@ def chosen_search(
     return dataclasses.replace(default, **changes)
 
 
-def _method_meant(options: SearchOptions) -> str | None:
-    """The one method whose own options are given, if any is."""
+def method_meant(options: SearchOptions) -> str | None:
+    """The method that is given, or whose own options are; None: neither is.
+
+    >>> method_meant(SearchOptions(top_k=5))
+    'sampling'
+    """
+    given = {
+        name: owner
+        for name, owner in OWNERS.items()
+        if getattr(options, name) is not None
+    }
+    if options.method == "greedy" and options.beam_size == 1:
+        del given["beam_size"]  # the same thing in other words
+    method = options.method or next(iter(given.values()), None)
+    for name, owner in given.items():
+        if owner != method:
+            other = next((each for each in given if given[each] == method), None)
+            against = f"--method {method}" if options.method else _flag(other)
+            raise ValueError(
+                f"{_flag(name)} is {getattr(options, name)}, which is for --method "
+                f"{owner}, but {against} is given too: leave out one of them."
+            )
+    return method
+
+
+def _flag(name: str | None) -> str:
+    return f"--{name}".replace("_", "-")

@@ -47,17 +47,20 @@ class Args:
     """The run to load: the workdir of a training."""
     step: int | None = None
     """Checkpoint to load. Default: the best one if one was chosen, else the latest."""
+    ensemble: tuple[Path, ...] = ()
+    """Other runs, of any size but with the same vocabulary, that translate together
+    with it, by the mean of their probabilities: each by its best or latest checkpoint."""
     input: Path | None = None
     """Text to translate, plain or gzip. Default: stdin."""
     output: Path | None = None
     """File for the translations; it appears when all is done. Default: stdout."""
     n_best: int | None = None
-    """Translations for each line. Default: as the run's recipe says, usually one. With
+    """Translations for each line (of sampling: as many are drawn). Default: as the run's recipe says, usually one. With
     more than one, lines are "number ||| translation ||| score", numbered from 0, unless
     --json is given."""
     json: bool = False
-    """One object a line: translation, score (log-probability over length penalty),
-    log_probability (natural, end token included), tokens (pieces, end included); with
+    """One object a line: translation, score (log-probability over length penalty;
+    of --mbr, the mean likeness), log_probability (natural, end token included), tokens (pieces, end included); with
     --n-best also hypotheses, a list of such objects."""
     search: Annotated[SearchOptions, tyro.conf.arg(name="")] = AS_TRAINED
     batch_tokens: int | None = None
@@ -87,7 +90,9 @@ def run(args: Args) -> int:
     from transformer_jax.translation.translator import BATCH_TOKENS, Translator
 
     devices = devices_side_by_side(args.devices)
-    translator = Translator.load(args.checkpoint, step=args.step, devices=devices)
+    translator = Translator.load(
+        args.checkpoint, step=args.step, ensemble=args.ensemble, devices=devices
+    )
     search = chosen_search(translator.search, args.search, n_best=args.n_best)
     several = search.n_best > 1
     done, damaged = 0, []
