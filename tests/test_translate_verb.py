@@ -145,9 +145,13 @@ def test_options_of_one_method_choose_it():
     ):
         found = chosen_search(default, options, n_best=n_best)
         assert (found.method, found.mbr) == expected
-    for name in ("temperature", "top_k", "top_p", "seed", "mbr_samples"):
-        found = chosen_search(SearchConfig(), SearchOptions(**{name: 1}))
-        assert found.method == "sampling"
+    for options in (
+        SearchOptions(temperature=2.0),
+        SearchOptions(top_p=0.5),
+        SearchOptions(seed=1),
+        SearchOptions(mbr="chrf", mbr_samples=9),
+    ):
+        assert chosen_search(SearchConfig(), options).method == "sampling"
     assert chosen_search(SearchConfig(), SearchOptions(top_k=4), n_best=9).n_best == 9
     for options, message in (
         (SearchOptions(method="beam", top_k=5), "--top-k is 5, .* but --method beam"),
