@@ -135,6 +135,33 @@ def test_options_change_the_runs_search(shouter, tmp_path):
         chosen_search(SearchConfig(), SearchOptions(), n_best=9)
 
 
+def test_options_of_one_method_choose_it():
+    default = SearchConfig(method="sampling", mbr="bleu", mbr_samples=7)
+    for options, n_best, expected in (
+        (SearchOptions(), 3, ("sampling", "bleu")),
+        (SearchOptions(beam_size=4), None, ("beam", "none")),
+        (SearchOptions(diversity_rate=0.5), None, ("beam", "none")),
+        (SearchOptions(method="greedy", beam_size=1), None, ("greedy", "none")),
+    ):
+        found = chosen_search(default, options, n_best=n_best)
+        assert (found.method, found.mbr) == expected
+    for options in (
+        SearchOptions(temperature=2.0),
+        SearchOptions(top_p=0.5),
+        SearchOptions(seed=1),
+        SearchOptions(mbr="chrf", mbr_samples=9),
+    ):
+        assert chosen_search(SearchConfig(), options).method == "sampling"
+    assert chosen_search(SearchConfig(), SearchOptions(top_k=4), n_best=9).n_best == 9
+    for options, message in (
+        (SearchOptions(method="beam", top_k=5), "--top-k is 5, .* but --method beam"),
+        (SearchOptions(beam_size=3, seed=1), "--seed is 1, .* but --beam-size is"),
+        (SearchOptions(method="greedy", mbr="chrf"), "--mbr is chrf, which is for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chosen_search(SearchConfig(), options)
+
+
 def test_stdin_and_stdout_are_the_default(shouter, monkeypatch, capsys):
     stdin = io.TextIOWrapper(io.BytesIO("ü\n\nb".encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
@@ -316,5 +343,5 @@ def test_greedy_search_refuses_a_beam(shouter, tmp_path, capsys):
     source = write(tmp_path / "in.txt", "a\n")
     words = ["--checkpoint", "run", "--input", source, "--method", "greedy"]
     assert main(["translate", *words, "--beam-size", "4"]) == 1
-    assert "--beam-size is 4, but --method greedy keeps one" in capsys.readouterr().err
+    assert "--beam-size is 4, which is for --method beam" in capsys.readouterr().err
     assert main(["translate", *words, "--beam-size", "1"]) == 0

@@ -204,15 +204,17 @@ class TrainConfig:
 class SearchConfig:
     """How a translation is searched for."""
 
-    method: Literal["greedy", "beam"] = "beam"
-    """greedy: the best token at each place; beam: the best few prefixes."""
+    method: Literal["greedy", "beam", "sampling"] = "beam"
+    """greedy: the best token at each place; beam: the best few prefixes; sampling:
+    tokens drawn at random, by their probability."""
     beam_size: Positive = 5
     """Prefixes kept per sentence by beam search."""
     block: Positive = 1
     """Tokens that greedy search reads at once: the last one and guesses of those that
     follow, which are kept where they are its own choice. 1 guesses nothing."""
     n_best: Positive = 1
-    """Translations returned per sentence, best first."""
+    """Translations returned per sentence, best first; of sampling, as many are drawn,
+    and may be equal."""
     length_penalty: Literal["gnmt", "average", "none"] = "average"
     """What divides a log-probability. average: length^alpha (fairseq, Marian, Hugging
     Face). gnmt: ((5 + length) / 6)^alpha (Wu et al., 2016). none: nothing."""
@@ -236,19 +238,54 @@ class SearchConfig:
     coverage_penalty: NonNegative = 0.0
     """What source pieces that got little attention cost (beta of Wu et al., 2016,
     equation 14); 0.2 is usual, 0 off."""
+    diversity_rate: NonNegative = 0.0
+    """Beam search: where prefixes are chosen, the best way to go on from one is charged
+    nothing, its second best this, its third best twice this (Li et al., 2016). Scores
+    stay what they are; 0 is off."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling: logits are divided by this; below 1 likely tokens become likelier."""
+    top_k: Count = 0
+    """Sampling: only of the k likeliest tokens; 0: of all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sampling: only of the fewest likeliest tokens that have this probability between
+    them (Holtzman et al., 2020), after top_k; 1: of all."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Sampling: start of its random numbers. The same seed draws the same."""
+    mbr: Literal["none", "chrf", "bleu"] = "none"
+    """Sampling: give those of mbr_samples that are most like all of them, by chrF or
+    BLEU (minimum Bayes risk; Eikema and Aziz, 2020). That mean is their score."""
+    mbr_samples: Annotated[int, Field(ge=2)] = 32
+    """Samples that mbr draws for each sentence."""
 
     def __post_init__(self) -> None:
-        beams = self.beam_size if self.method == "beam" else 1
-        if self.n_best > beams:
+        if self.mbr != "none" and self.method != "sampling":
             raise ValueError(
-                f"n_best is {self.n_best}, but {self.method} search keeps {beams}: "
-                "raise beam_size or lower n_best."
+                f"mbr is {self.mbr!r} and method is {self.method!r}: minimum Bayes "
+                "risk needs samples. Set method to 'sampling', or mbr to 'none'."
             )
         if self.block > 1 and self.method != "greedy":
             raise ValueError(
                 f"block is {self.block}, but method is {self.method}: only greedy "
                 "search guesses ahead. Choose method greedy, or leave block at 1."
             )
+        if self.coverage_penalty and (self.block > 1 or self.method == "sampling"):
+            raise ValueError(
+                f"coverage_penalty is {self.coverage_penalty}, which sampling and "
+                "greedy search in blocks do not have: leave it at 0, or choose beam."
+            )
+        if self.n_best > self.beams:
+            more = "mbr_samples" if self.method == "sampling" else "beam_size"
+            raise ValueError(
+                f"n_best is {self.n_best}, but {self.method} search keeps {self.beams}"
+                f": raise {more} or lower n_best."
+            )
+
+    @property
+    def beams(self) -> int:
+        """K: what is kept of a sentence side by side."""
+        samples = self.n_best if self.mbr == "none" else self.mbr_samples
+        kept = {"greedy": 1, "beam": self.beam_size, "sampling": samples}
+        return kept[self.method]
 
 
 @settings

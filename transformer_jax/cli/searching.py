@@ -10,8 +10,9 @@ from transformer_jax.config import SearchConfig
 class SearchOptions:
     """Each left out is as the run's recipe says."""
 
-    method: Literal["greedy", "beam"] | None = None
-    """greedy: the best token at each place; beam: the best few prefixes."""
+    method: Literal["greedy", "beam", "sampling"] | None = None
+    """greedy: the best token at each place; beam: the best few prefixes; sampling:
+    tokens drawn at random, --n-best times."""
     beam_size: int | None = None
     """Prefixes kept per sentence; means --method beam."""
     block: int | None = None
@@ -39,8 +40,37 @@ class SearchOptions:
     coverage_penalty: float | None = None
     """What source pieces that got little attention cost in the score (beta of Wu et
     al., 2016); 0.2 is usual, 0 off."""
+    diversity_rate: float | None = None
+    """What later siblings are charged where beam search chooses its prefixes; means
+    --method beam. 0 is off."""
+    temperature: float | None = None
+    """Logits are divided by this; means --method sampling, as do the next ones."""
+    top_k: int | None = None
+    """Draw only from the k likeliest tokens; 0: from all."""
+    top_p: float | None = None
+    """Draw only from the fewest likeliest tokens with this probability together; 1:
+    from all."""
+    seed: int | None = None
+    """Start of the random numbers. The same seed draws the same."""
+    mbr: Literal["none", "chrf", "bleu"] | None = None
+    """Give the samples that are most like all others, by chrF or BLEU (minimum Bayes
+    risk); that likeness is their score."""
+    mbr_samples: int | None = None
+    """Samples that --mbr draws for each line."""
 
 
+OWNERS = {
+    "block": "greedy",
+    "beam_size": "beam",
+    "diversity_rate": "beam",
+    "temperature": "sampling",
+    "top_k": "sampling",
+    "top_p": "sampling",
+    "seed": "sampling",
+    "mbr": "sampling",
+    "mbr_samples": "sampling",
+}
+"""Options that only one method has."""
 AS_TRAINED = SearchOptions()
 """No option given."""
 
@@ -53,29 +83,51 @@ def chosen_search(
     >>> chosen_search(SearchConfig(), SearchOptions(beam_size=2)).beam_size
     2
     """
-    if options.method == "greedy" and (options.beam_size or 1) > 1:
-        raise ValueError(
-            f"--beam-size is {options.beam_size}, but --method greedy keeps one "
-            "prefix: leave out one of them."
-        )
-    if (options.block or 1) > 1 and options.method is None:
-        if options.beam_size or (n_best or 1) > 1:
-            raise ValueError(
-                f"--block is {options.block}, but only greedy search guesses ahead, "
-                "and it keeps one prefix: leave out --block, or both --beam-size and "
-                "--n-best."
-            )
-        options = dataclasses.replace(options, method="greedy")
+    method = method_meant(options)
     changes = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(SearchOptions)
     }
     changes["n_best"] = n_best
-    if options.method is None and (options.beam_size or (n_best or 1) > 1):
-        changes["method"] = "beam"
-    if changes["method"] not in (None, "greedy") and options.block is None:
+    if method is None and default.method == "greedy" and (n_best or 1) > 1:
+        method = "beam"
+    changes["method"] = method
+    if method not in (None, "greedy"):
         changes["block"] = 1
-    if options.method == "greedy" and n_best is None:
+    if method == "greedy" and n_best is None:
         changes["n_best"] = 1
+    if method not in (None, "sampling"):
+        changes["mbr"] = "none"
     changes = {name: value for name, value in changes.items() if value is not None}
     return dataclasses.replace(default, **changes)
+
+
+def method_meant(options: SearchOptions) -> str | None:
+    """The method that is given, or whose own options are; None: neither is.
+
+    >>> method_meant(SearchOptions(top_k=5))
+    'sampling'
+    """
+    given = {
+        name: owner
+        for name, owner in OWNERS.items()
+        if getattr(options, name) is not None
+    }
+    if options.method == "greedy" and options.beam_size == 1:
+        del given["beam_size"]  # the same thing in other words
+    if options.block == 1:
+        del given["block"]  # every method reads one token at a time
+    method = options.method or next(iter(given.values()), None)
+    for name, owner in given.items():
+        if owner != method:
+            other = next((each for each in given if given[each] == method), None)
+            against = f"--method {method}" if options.method else _flag(other)
+            raise ValueError(
+                f"{_flag(name)} is {getattr(options, name)}, which is for --method "
+                f"{owner}, but {against} is given too: leave out one of them."
+            )
+    return method
+
+
+def _flag(name: str | None) -> str:
+    return f"--{name}".replace("_", "-")

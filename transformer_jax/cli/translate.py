@@ -48,6 +48,10 @@ class Args:
     """The run to load: the workdir of a training."""
     step: int | None = None
     """Checkpoint to load. Default: the best one if one was chosen, else the latest."""
+    ensemble: tuple[Path, ...] = ()
+    """Other runs, of any size but with the same vocabulary, that translate together
+    with it, by the mean of their probabilities: each by its best checkpoint, or its
+    latest."""
     input: Path | None = None
     """Text to translate, plain or gzip. Default: stdin."""
     target_prefix: Path | None = None
@@ -56,13 +60,13 @@ class Args:
     output: Path | None = None
     """File for the translations; it appears when all is done. Default: stdout."""
     n_best: int | None = None
-    """Translations for each line. Default: as the run's recipe says, usually one. With
-    more than one, lines are "number ||| translation ||| score", numbered from 0, unless
-    --json is given."""
+    """Translations for each line; of sampling, as many are drawn. Default: as the run's
+    recipe says, usually one. With more than one, lines are "number ||| translation |||
+    score", numbered from 0, unless --json is given."""
     json: bool = False
-    """One object a line: translation, score (log-probability over length penalty),
-    log_probability (natural, end token included), tokens (pieces, end included); with
-    --n-best also hypotheses, a list of such objects."""
+    """One object a line: translation, score (log-probability over length penalty; of
+    --mbr, the mean likeness), log_probability (natural, end token included), tokens
+    (pieces, end included); with --n-best also hypotheses, a list of such objects."""
     search: Annotated[SearchOptions, tyro.conf.arg(name="")] = AS_TRAINED
     draft: Path | None = None
     """The run of a smaller model with the same vocabulary, which guesses for --block.
@@ -104,6 +108,7 @@ def run(args: Args) -> int:
     translator = Translator.load(
         args.checkpoint,
         step=args.step,
+        ensemble=args.ensemble,
         devices=devices,
         dtype=args.dtype,
         draft=draft,

@@ -21,6 +21,7 @@ from transformer_jax.search.beams import (
 from transformer_jax.search.choosing import best_tokens
 from transformer_jax.search.constraints import Constraint
 from transformer_jax.search.coverage import coverage_score, first_coverage
+from transformer_jax.search.diversity import diverse_tokens
 from transformer_jax.search.result import (
     LengthPenalty,
     SearchResult,
@@ -31,12 +32,14 @@ from transformer_jax.types import Array, Cache, Memory, StepFn
 
 
 class Continuations(NamedTuple):
-    """The C likeliest ways to go on from the live beams, best first; all [B, C]."""
+    """The C best ways to go on from the live beams, best first; all [B, C]."""
 
     parents: Array
     tokens: Array
     token_log_probabilities: Array
     log_probabilities: Array
+    preferences: Array
+    """What they are chosen by: log-probabilities, less what diversity charges."""
 
 
 def beam_search(
@@ -56,6 +59,7 @@ def beam_search(
     constraints: Sequence[Constraint] = (),
     coverage_penalty: float = 0.0,
     source_mask: Array | None = None,
+    diversity_rate: float = 0.0,
 ) -> SearchResult:
     """At each place, the 2K likeliest continuations of the live beams are looked at.
     Of the first K, those that end are scored and set aside; the best K that do not end
@@ -72,6 +76,8 @@ def beam_search(
       went on. With K at least the number of all prefixes, this is exhaustive search.
     That bound ends every search, as it never changes a result. With one beam this is
     greedy search. `constraints` forbid tokens, and change no other's log-probability.
+    `diversity_rate` charges later siblings where beams are chosen, never their scores
+    (see `diverse_tokens`).
 
     `prefix` [B, P] begins with the start token; more than that forces how each target
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
@@ -93,6 +99,7 @@ def beam_search(
         constraints=constraints,
         stop=stop,
         coverage_penalty=coverage_penalty,
+        diversity_rate=diversity_rate,
     )
     return search_while(
         lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
@@ -108,10 +115,17 @@ def advance_beams(
     constraints: Sequence[Constraint],
     stop: StopRule,
     coverage_penalty: float = 0.0,
+    diversity_rate: float = 0.0,
 ) -> Beams:
     """Logits [B, K, V] of the next token → the state one token later."""
     beam_size, divisors = logits.shape[1], jnp.asarray(penalties)
-    best = best_continuations(logits, beams, eos_id=eos_id, constraints=constraints)
+    best = best_continuations(
+        logits,
+        beams,
+        eos_id=eos_id,
+        constraints=constraints,
+        diversity_rate=diversity_rate,
+    )
     lengths = beams.lengths + alive(beams)
 
     first = jax.tree.map(lambda x: x[:, :beam_size], best)
@@ -134,9 +148,10 @@ def advance_beams(
             token_log_probabilities=of_tokens,
         ),
     )
-    going_on = jnp.where(best.tokens == eos_id, -jnp.inf, best.log_probabilities)
-    live, index = jax.lax.top_k(going_on, beam_size)
+    going_on = jnp.where(best.tokens == eos_id, -jnp.inf, best.preferences)
+    preferred, index = jax.lax.top_k(going_on, beam_size)
     kept = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=-1), best)
+    live = jnp.where(preferred > -jnp.inf, kept.log_probabilities, -jnp.inf)
     histories, of_tokens = longer(
         beams, kept.parents, kept.tokens, kept.token_log_probabilities
     )
@@ -162,9 +177,14 @@ def advance_beams(
 
 
 def best_continuations(
-    logits: Array, beams: Beams, *, eos_id: int, constraints: Sequence[Constraint]
+    logits: Array,
+    beams: Beams,
+    *,
+    eos_id: int,
+    constraints: Sequence[Constraint],
+    diversity_rate: float,
 ) -> Continuations:
-    """The likeliest of the K·V ways to go on; logits [B, K, V]. They are C = 2K, as at
+    """The best of the K·V ways to go on; logits [B, K, V]. They are C = 2K, as at
     most K of them end; a single beam needs only C = 1."""
     beam_size, vocab_size = logits.shape[1:]
     count = 2 * beam_size if beam_size > 1 else 1
@@ -172,23 +192,27 @@ def best_continuations(
     for constrain in constraints:
         allowed = constrain(allowed, beams)
     total = jax.nn.logsumexp(logits, axis=-1)  # [B, K]
-    sums, parents, tokens = best_tokens(
+    choose = best_tokens
+    if diversity_rate:
+        choose = functools.partial(diverse_tokens, rate=diversity_rate)
+    charged, parents, tokens = choose(
         allowed, beams.log_probabilities - total, min(count, beam_size * vocab_size)
     )
 
     # Where a token must come, each beam has that one way to go on.
     wanted = compelled_tokens(beams, eos_id)[:, None]  # [B, 1]
-    compelled, index = wanted != FREE, jnp.arange(sums.shape[1])[None, :]
+    compelled, index = wanted != FREE, jnp.arange(charged.shape[1])[None, :]
     parents = jnp.where(compelled, jnp.minimum(index, beam_size - 1), parents)
     tokens = jnp.where(compelled, wanted, tokens)
-    possible = jnp.where(compelled, index < beam_size, sums > -jnp.inf)
+    possible = jnp.where(compelled, index < beam_size, charged > -jnp.inf)
 
     sentence = jnp.arange(logits.shape[0])[:, None]
     chosen = logits[sentence, parents, tokens] - total[sentence, parents]
     sums = beams.log_probabilities[sentence, parents] + chosen
     sums = jnp.where(possible, sums, -jnp.inf)
-    found = Continuations(parents, tokens, chosen, sums)
-    _, order = jax.lax.top_k(sums, sums.shape[1])
+    preferences = jnp.where(compelled, sums, charged) if diversity_rate else sums
+    found = Continuations(parents, tokens, chosen, sums, preferences)
+    _, order = jax.lax.top_k(preferences, sums.shape[1])
     return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=-1), found)
 
 

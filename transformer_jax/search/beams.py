@@ -26,6 +26,9 @@ class Job(NamedTuple):
     after them, so that prefixes may differ in length."""
     max_lengths: Array
     """[B] int32: most target tokens, end included; 0: do not search."""
+    draws: Array | None = None
+    """[B, 2] uint32: the seed and the sentence's number, by which its samples are
+    drawn; None where nothing is."""
 
 
 class Beams(NamedTuple):
@@ -61,7 +64,11 @@ Advance = Callable[[Array, Beams], Beams]
 
 
 def make_job(
-    prefix: Array, max_lengths: Array | None = None, *, max_length: int
+    prefix: Array,
+    max_lengths: Array | None = None,
+    *,
+    max_length: int,
+    draws: Array | None = None,
 ) -> Job:
     """Limits that are at most `max_length`, and never fewer than a forced prefix and
     the end need; 0 stays 0, and asks for nothing."""
@@ -77,7 +84,7 @@ def make_job(
     needed = (prefix != FREE).sum(axis=1)
     limits = jnp.clip(max_lengths, needed, max_length).astype(jnp.int32)
     limits = jnp.where(max_lengths > 0, limits, 0)
-    return Job(prefix=prefix.astype(jnp.int32), max_lengths=limits)
+    return Job(prefix=prefix.astype(jnp.int32), max_lengths=limits, draws=draws)
 
 
 def first_beams(

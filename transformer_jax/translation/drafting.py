@@ -5,8 +5,6 @@ Where there is a draft, parameters, memory and cache are `Drafted`: one for each
 
 from collections.abc import Callable
 
-from transformer_jax.models.cache import init_cache
-from transformer_jax.models.functions import encode_memory, make_step_fn
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import Beams
 from transformer_jax.search.parallel_greedy import (
@@ -15,12 +13,18 @@ from transformer_jax.search.parallel_greedy import (
     first_guesses,
     search_blocks_while,
 )
+from transformer_jax.translation.ensembles import (
+    AnyModel,
+    empty_cache,
+    encode,
+    step_of,
+)
 from transformer_jax.translation.methods import SearchPlan, constraints_of, method_of
 from transformer_jax.types import Array, Cache, Memory, Params
 
 
 def encode_all(
-    model: Transformer,
+    model: AnyModel,
     draft: Transformer | None,
     params: Params,
     inputs: Array,
@@ -28,21 +32,21 @@ def encode_all(
 ) -> Memory:
     """Inputs and segment ids [B, S] → memory, by each model its own."""
     if draft is None:
-        return encode_memory(model, params, inputs, segment_ids)
+        return encode(model, params, inputs, segment_ids)
     return Drafted(
-        target=encode_memory(model, params.target, inputs, segment_ids),
-        draft=encode_memory(draft, params.draft, inputs, segment_ids),
+        target=encode(model, params.target, inputs, segment_ids),
+        draft=encode(draft, params.draft, inputs, segment_ids),
     )
 
 
-def empty_cache(
-    model: Transformer, plan: SearchPlan, sentences: int, length: int
+def empty_caches(
+    model: AnyModel, plan: SearchPlan, sentences: int, length: int
 ) -> Cache:
     """Room for `length` target tokens of each sentence, for each model."""
-    cache = init_cache(model.config, sentences, length, beams=plan.beams)
+    cache = empty_cache(model, sentences, length, beams=plan.beams)
     if plan.draft is None:
         return cache
-    return Drafted(cache, init_cache(plan.draft.config, sentences, length))
+    return Drafted(cache, empty_cache(plan.draft, sentences, length, beams=1))
 
 
 def nothing_ahead(plan: SearchPlan, beams: Beams) -> Ahead | None:
@@ -58,17 +62,17 @@ def search_ahead_while(
     beams: Beams,
     ahead: Ahead,
     *,
-    model: Transformer,
+    model: AnyModel,
     plan: SearchPlan,
 ) -> tuple[Beams, Ahead]:
     """Adds a block of tokens to every sentence while `going_on(beams)` is true."""
     target, draft = params, None
     if plan.draft is not None:
         target = params.target
-        draft = make_step_fn(plan.draft, params.draft)
+        draft = step_of(plan.draft, params.draft)
     return search_blocks_while(
         going_on,
-        make_step_fn(model, target),
+        step_of(model, target),
         memory,
         beams,
         ahead,

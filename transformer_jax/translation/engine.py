@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import FREE, Job
 from transformer_jax.search.parallel_greedy import Effort
 from transformer_jax.search.result import SearchResult
+from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
 from transformer_jax.translation.slots import (
@@ -46,6 +46,8 @@ class Sentence(NamedTuple):
     """Most target tokens, end included."""
     prefix: tuple[int, ...] = ()
     """Tokens that the target begins with, without the start token."""
+    draw: tuple[int, int] = (0, 0)
+    """The seed and the sentence's number, by which its samples are drawn."""
 
 
 class Found(NamedTuple):
@@ -63,7 +65,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: Transformer,
+        model: AnyModel,
         params: Params,
         plan: SearchPlan,
         *,
@@ -199,10 +201,13 @@ def stacked_jobs(sentences: Sequence[Sentence], *, rows: int, plan: SearchPlan) 
     prefix: Any = np.full((rows, plan.prefix_width), FREE, np.int32)
     prefix[:, 0] = plan.start_id
     max_lengths: Any = np.zeros(rows, np.int32)
+    draws: Any = np.zeros((rows, 2), np.uint32) if plan.draws else None
     for row, sentence in enumerate(sentences):
         prefix[row, 1 : 1 + len(sentence.prefix)] = sentence.prefix
         max_lengths[row] = sentence.max_length
-    return Job(prefix=prefix, max_lengths=max_lengths)
+        if draws is not None:
+            draws[row] = sentence.draw
+    return Job(prefix=prefix, max_lengths=max_lengths, draws=draws)
 
 
 def _take(queue: deque[Sentence], count: int) -> list[Sentence]:

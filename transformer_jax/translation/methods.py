@@ -16,6 +16,7 @@ from transformer_jax.search.constraints import (
 )
 from transformer_jax.search.greedy import advance_greedily
 from transformer_jax.search.result import penalty_table
+from transformer_jax.search.sampling import advance_samples
 
 
 class SearchPlan(NamedTuple):
@@ -36,21 +37,41 @@ class SearchPlan(NamedTuple):
     @property
     def beams(self) -> int:
         """K."""
-        return self.search.beam_size if self.search.method == "beam" else 1
+        return self.search.beams
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return self.search.method == "sampling"
 
 
 def method_of(plan: SearchPlan) -> Advance:
     """How the settings search: logits and beams → beams."""
     search = plan.search
+    advance = {
+        "greedy": advance_greedily,
+        "beam": advance_beams,
+        "sampling": advance_samples,
+    }[search.method]
     method = functools.partial(
-        advance_greedily if search.method == "greedy" else advance_beams,
+        advance,
         eos_id=plan.eos_id,
         penalties=penalty_table(search.length_penalty, search.alpha, plan.max_length),
         constraints=constraints_of(plan),
-        coverage_penalty=search.coverage_penalty,
     )
+    if search.method != "sampling":
+        method = functools.partial(method, coverage_penalty=search.coverage_penalty)
     if search.method == "beam":
-        method = functools.partial(method, stop=search.stop)
+        method = functools.partial(
+            method, stop=search.stop, diversity_rate=search.diversity_rate
+        )
+    if search.method == "sampling":
+        method = functools.partial(
+            method,
+            temperature=search.temperature,
+            top_k=search.top_k,
+            top_p=search.top_p,
+        )
     return method
 
 

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.models.cache import DecoderCache, chosen_cache, resized_cache
-from transformer_jax.models.functions import make_step_fn
-from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import (
     Beams,
     Job,
@@ -25,12 +23,14 @@ from transformer_jax.search.beams import (
 from transformer_jax.search.coverage import first_coverage
 from transformer_jax.search.parallel_greedy import Ahead, Effort
 from transformer_jax.search.result import SearchResult
+from transformer_jax.search.sampling import first_samples
 from transformer_jax.translation.drafting import (
-    empty_cache,
+    empty_caches,
     encode_all,
     nothing_ahead,
     search_ahead_while,
 )
+from transformer_jax.translation.ensembles import AnyModel, segment_ids_of, step_of
 from transformer_jax.translation.methods import SearchPlan, method_of
 from transformer_jax.types import Array, Cache, Memory, Params
 
@@ -61,16 +61,18 @@ class Report(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "plan", "slots", "length"))
 def empty_slots(
-    params: Params, *, model: Transformer, plan: SearchPlan, slots: int, length: int
+    params: Params, *, model: AnyModel, plan: SearchPlan, slots: int, length: int
 ) -> Slots:
     """B free slots for sources of up to S = `length` tokens."""
     ids = jax.ShapeDtypeStruct((slots, length), jnp.int32)
-    encode = functools.partial(encode_all, model, plan.draft)
-    memory = jax.eval_shape(encode, params, ids, ids)
+    memory = jax.eval_shape(
+        functools.partial(encode_all, model, plan.draft), params, ids, ids
+    )
     memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory)
-    cache = empty_cache(model, plan, slots, min(FIRST_CACHE, plan.max_length))
+    cache = empty_caches(model, plan, slots, min(FIRST_CACHE, plan.max_length))
     prefix = jnp.full((slots, plan.prefix_width), plan.start_id, jnp.int32)
-    nothing = Job(prefix=prefix, max_lengths=jnp.zeros((slots,), jnp.int32))
+    draws = jnp.zeros((slots, 2), jnp.uint32) if plan.draws else None
+    nothing = Job(prefix, jnp.zeros((slots,), jnp.int32), draws)
     beams = _first_beams(plan, nothing, memory)
     return Slots(
         beams=beams._replace(cache=cache),
@@ -90,7 +92,7 @@ def refill(
     segment_ids: Array,
     job: Job,
     *,
-    model: Transformer,
+    model: AnyModel,
     plan: SearchPlan,
 ) -> Slots:
     """Encodes P sentences, inputs and segment ids [P, S], into `slots` [P].
@@ -113,7 +115,7 @@ def advance(
     state: Slots,
     enough: Array,
     *,
-    model: Transformer,
+    model: AnyModel,
     plan: SearchPlan,
 ) -> tuple[Slots, Report]:
     """Searches on until no more than `enough` sentences are alive, or the cache is too
@@ -131,8 +133,7 @@ def advance(
         return (alive(beams).sum() > enough) & (whole | (longest(beams) < room))
 
     if ahead is None:
-        attentive = beams.coverage is not None
-        step_fn = make_step_fn(model, params, return_attention=attentive)
+        step_fn = step_of(model, params, return_attention=beams.coverage is not None)
         beams = search_while(going_on, step_fn, memory, beams, method_of(plan))
     else:
         beams, ahead = search_ahead_while(
@@ -160,15 +161,23 @@ def resize(cache: Cache, *, length: int) -> Cache:
 
 def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
     """Beams without their cache."""
+    job = make_job(
+        job.prefix, job.max_lengths, max_length=plan.max_length, draws=job.draws
+    )
+    if plan.draws:
+        return first_samples(job, None, samples=plan.beams, max_length=plan.max_length)
     beams = first_beams(
-        make_job(job.prefix, job.max_lengths, max_length=plan.max_length),
+        job,
         None,
         beam_size=plan.beams,
         n_best=plan.search.n_best,
         max_length=plan.max_length,
     )
-    penalty, source_mask = plan.search.coverage_penalty, memory.segment_ids > 0
-    return beams._replace(coverage=first_coverage(penalty, source_mask, plan.beams))
+    if not plan.search.coverage_penalty:
+        return beams
+    source_mask = segment_ids_of(memory) > 0
+    coverage = first_coverage(plan.search.coverage_penalty, source_mask, plan.beams)
+    return beams._replace(coverage=coverage)
 
 
 def _padded_like(x: Array, whole: Array) -> Array:

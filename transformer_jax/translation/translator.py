@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,12 @@ from transformer_jax.translation.engine import (
     Sentence,
     decode_side_by_side,
 )
+from transformer_jax.translation.ensembles import (
+    AnyModel,
+    Ensemble,
+    check_same_vocabulary,
+)
+from transformer_jax.translation.mbr import Utility, by_expected_utility
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.phrases import banned_ids, prefix_ids, prefix_width
 from transformer_jax.translation.planning import plan_groups
@@ -46,7 +52,8 @@ class Hypothesis:
 
     text: str
     score: float
-    """Log-probability over the length penalty (see `SearchConfig.length_penalty`)."""
+    """Log-probability over the length penalty (see `SearchConfig.length_penalty`); of
+    minimum Bayes risk, the expected utility."""
     log_probability: float
     """Of the whole translation, end token included, in nats."""
     tokens: tuple[str, ...]
@@ -78,7 +85,7 @@ class Translator:
 
     def __init__(
         self,
-        model: Transformer,
+        model: AnyModel,
         params: Params,
         tokenizer: Tokenizer,
         search: SearchConfig,
@@ -87,9 +94,10 @@ class Translator:
         draft: "Translator | None" = None,
     ) -> None:
         """`devices` work side by side, each with a copy of the parameters; without any,
-        the search runs where the parameters are. A `draft` is a smaller model with the
-        same vocabulary, whose guesses greedy search in blocks verifies."""
-        self.model = model
+        the search runs where the parameters are. Those of an ensemble are a tuple, one
+        for each model. A `draft` is a smaller model with the same vocabulary, whose
+        guesses greedy search in blocks verifies."""
+        self.model: Any = model
         self.params = jax.tree.map(jnp.asarray, params)
         self.draft = draft
         whole = Drafted(self.params, draft.params) if draft else self.params
@@ -106,32 +114,27 @@ class Translator:
         run: str | Path,
         *,
         step: int | None = None,
+        ensemble: Sequence[str | Path] = (),
         devices: Sequence[Any] = (),
         dtype: str | None = None,
         draft: "Translator | None" = None,
     ) -> "Translator":
         """From a run: its best checkpoint if one was chosen, else the latest.
 
-        `dtype` "bfloat16" or "float32" is what weights, activations and caches are held
-        in (default: as trained); norms, softmax and scores are in float32 in any case.
+        With an `ensemble` of other runs, each by its own best or latest checkpoint, all
+        translate as one: by the mean of their probabilities. They must have the first
+        one's vocabulary, and may differ in size. `dtype` "bfloat16" or "float32" is
+        what weights, activations and caches are held in (default: as trained); norms,
+        softmax and scores are in float32 in any case.
         """
-        store = CheckpointStore(Path(run))
-        step = store.chosen_step(step)
-        config = config_from_json(store.config_json(step))
-        tokenizer = load_tokenizer(store.tokenizer_files(step))
-        sizes = config.model
-        model_config = dataclasses.replace(
-            sizes,
-            source_vocab_size=sizes.source_vocab_size or tokenizer.source_vocab_size,
-            target_vocab_size=sizes.target_vocab_size or tokenizer.target_vocab_size,
-        )
-        params = store.restore_params(step=step)
-        if dtype is not None:
-            model_config = dataclasses.replace(model_config, dtype=dtype)
-            params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-        model = Transformer(model_config)
-        options = {"devices": devices, "draft": draft}
-        return cls(model, params, tokenizer, config.search, **options)
+        model, params, tokenizer, search = _load_run(run, step, dtype)
+        if ensemble:
+            others = [_load_run(each, None, dtype) for each in ensemble]
+            tokenizers = [tokenizer, *(each.tokenizer for each in others)]
+            check_same_vocabulary([run, *ensemble], tokenizers)
+            model = Ensemble((model, *(each.model for each in others)))
+            params = (params, *(each.params for each in others))
+        return cls(model, params, tokenizer, search, devices=devices, draft=draft)
 
     @property
     def max_source_tokens(self) -> int:
@@ -156,6 +159,7 @@ class Translator:
         and a line that is done makes room for the next. Lines without words give empty
         translations; of lines longer than `max_source_tokens` only the beginning is
         translated, and a warning is logged, which numbers lines from `first_line`.
+        Samples of a line depend on the seed and the line's number, not on other lines.
         `progress` shows a bar on stderr, or is called with the number of lines done.
 
         `prefixes` are what the translations begin with, one for each line (None or
@@ -184,11 +188,14 @@ class Translator:
                 [self._cut(sources[i]) for i in places],
                 prefixes=[forced[i] for i in places],
                 search=search,
+                numbers=[first_line + i for i in places],
                 batch_tokens=batch_tokens,
                 batch_size=batch_size,
             ):
                 line = places[each.index]
                 hypotheses = self._hypotheses(each.result)
+                if search.mbr != "none":
+                    hypotheses = _least_risk(hypotheses, search.mbr)[: search.n_best]
                 found[line] = _translation(hypotheses, truncated=line in cut)
                 update(1)
         return [each or _translation((), truncated=False) for each in found]
@@ -238,6 +245,7 @@ class Translator:
         *,
         prefixes: Sequence[Sequence[int]] = (),
         search: SearchConfig | None = None,
+        numbers: Sequence[int] | None = None,
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> Iterator[Found]:
@@ -245,13 +253,14 @@ class Translator:
         in `sources`, in the order in which they are done. `prefixes` are ids that the
         targets begin with, one for each source or none at all.
 
+        Samples are drawn by the `numbers` of the sources (default: their places).
         While those that are done are used, the devices go on with the others.
         """
         search = search or self.search
-        beams = search.beam_size if search.method == "beam" else 1
+        numbers = numbers or range(len(sources))
         groups = plan_groups(
             [len(source) for source in sources],
-            positions=batch_tokens // beams,
+            positions=batch_tokens // search.beams,
             longest=self.max_source_tokens,
             max_slots=batch_size,
         )
@@ -268,6 +277,7 @@ class Translator:
                         len(sources[index]) - specials, search, len(prefixes[index])
                     ),
                     tuple(prefixes[index]),
+                    draw=(search.seed, numbers[index]),
                 )
                 for index in group.indices
             )
@@ -302,7 +312,7 @@ class Translator:
         tokens, sequences = banned_ids(search.ban, self.tokenizer)
         max_length = self._max_target(source_length, search, width - 1)
         return SearchPlan(
-            search=search,
+            search=dataclasses.replace(search, seed=0),  # compiled once for all seeds
             max_length=max_length,
             start_id=int(nothing["decoder_inputs"][0]),
             eos_id=self.tokenizer.eos_id,
@@ -338,6 +348,41 @@ class Translator:
                 )
             )
         return tuple(found)
+
+
+class _Run(NamedTuple):
+    """What a run on disk holds of a translator."""
+
+    model: Transformer
+    params: Params
+    tokenizer: Tokenizer
+    search: SearchConfig
+
+
+def _load_run(run: str | Path, step: int | None, dtype: str | None) -> _Run:
+    store = CheckpointStore(Path(run))
+    step = store.chosen_step(step)
+    config = config_from_json(store.config_json(step))
+    tokenizer = load_tokenizer(store.tokenizer_files(step))
+    sizes = config.model
+    model_config = dataclasses.replace(
+        sizes,
+        source_vocab_size=sizes.source_vocab_size or tokenizer.source_vocab_size,
+        target_vocab_size=sizes.target_vocab_size or tokenizer.target_vocab_size,
+    )
+    params = store.restore_params(step=step)
+    if dtype is not None:
+        model_config = dataclasses.replace(model_config, dtype=dtype)
+        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    return _Run(Transformer(model_config), params, tokenizer, config.search)
+
+
+def _least_risk(
+    samples: tuple[Hypothesis, ...], utility: Utility
+) -> tuple[Hypothesis, ...]:
+    """The different ones, best first; their score is their expected utility."""
+    ranked = by_expected_utility([each.text for each in samples], utility)
+    return tuple(dataclasses.replace(samples[i], score=mean) for i, mean in ranked)
 
 
 def _translation(hypotheses: tuple[Hypothesis, ...], *, truncated: bool) -> Translation:
