@@ -98,6 +98,7 @@ def test_json_lines_hold_what_others_rely_on(shouter, tmp_path):
         "score": -0.5,
         "log_probability": -1.5,
         "tokens": ["A", "B", "</s>"],
+        "token_log_probabilities": [-0.5, -0.5, -0.5],
     }
     assert second["translation"] == ""
     (line,) = translate(tmp_path, "a\u2028b\n".encode(), "--json", "--n-best", "2")

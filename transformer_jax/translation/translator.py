@@ -51,6 +51,12 @@ class Hypothesis:
     """Pieces, end token included."""
     token_log_probabilities: tuple[float, ...]
     """Of each token, given those before it."""
+    ids: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
+    """The tokens' numbers."""
+    alignment: tuple[tuple[int, int], ...] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
+    """Pairs (source word, target word), if `alignment.align` was asked for them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +127,12 @@ class Translator:
         """Longer sources, end token included, are cut."""
         return min(MAX_SOURCE_TOKENS, self.model.config.num_positions)
 
+    @property
+    def start_id(self) -> int:
+        """What the decoder is fed first."""
+        nothing = make_example(("", ""), self.tokenizer, self.model.config)
+        return int(nothing["decoder_inputs"][0])
+
     def translate(
         self,
         lines: Sequence[str],
@@ -159,16 +171,16 @@ class Translator:
         with _updating(progress, len(lines)) as update:
             update(len(lines) - len(places))
             for each in self.search_ids(
-                [self._cut(sources[i]) for i in places],
+                [self.cut(sources[i]) for i in places],
                 search=search,
                 batch_tokens=batch_tokens,
                 batch_size=batch_size,
             ):
                 line = places[each.index]
                 hypotheses = self._hypotheses(each.result)
-                found[line] = _translation(hypotheses, truncated=line in cut)
+                found[line] = as_translation(hypotheses, truncated=line in cut)
                 update(1)
-        return [each or _translation((), truncated=False) for each in found]
+        return [each or as_translation((), truncated=False) for each in found]
 
     def source_ids(self, line: str) -> np.ndarray:
         """Source ids as the model reads them; none if the line has no words."""
@@ -177,7 +189,7 @@ class Translator:
         words = len(inputs) - self.model.config.source_specials
         return inputs if words and line.strip() else inputs[:0]
 
-    def _cut(self, inputs: np.ndarray) -> np.ndarray:
+    def cut(self, inputs: np.ndarray) -> np.ndarray:
         """The beginning of a source that is too long, with its end token."""
         limit = self.max_source_tokens
         if len(inputs) <= limit:
@@ -238,13 +250,12 @@ class Translator:
 
     def _plan(self, source_length: int, search: SearchConfig) -> SearchPlan:
         """What searches of sources of up to that many tokens are compiled for."""
-        nothing = make_example(("", ""), self.tokenizer, self.model.config)
         # Padding and a start token of its own are no words (Marian bans pad; so do we).
         never = {self.tokenizer.pad_id, self.tokenizer.bos_id} - {self.tokenizer.eos_id}
         return SearchPlan(
             search=search,
             max_length=self._max_target(source_length, search),
-            start_id=int(nothing["decoder_inputs"][0]),
+            start_id=self.start_id,
             eos_id=self.tokenizer.eos_id,
             banned=tuple(sorted(never)),
         )
@@ -270,12 +281,16 @@ class Translator:
                     token_log_probabilities=tuple(
                         result.token_log_probabilities[rank, :length].tolist()
                     ),
+                    ids=tuple(ids),
                 )
             )
         return tuple(found)
 
 
-def _translation(hypotheses: tuple[Hypothesis, ...], *, truncated: bool) -> Translation:
+def as_translation(
+    hypotheses: tuple[Hypothesis, ...], *, truncated: bool
+) -> Translation:
+    """The best of the hypotheses, and all of them; without any, an empty one."""
     nothing = Hypothesis("", 0.0, 0.0, (), ())
     hypotheses = hypotheses or (nothing,)
     best = {
