@@ -73,6 +73,9 @@ class Args:
     Default: the mean of all."""
     align_pieces: bool = False
     """Number the tokenizer's pieces in place of words."""
+    shortlist: Path | None = None
+    """File of `transformer-jax shortlist`: each line may use only the pieces that it
+    names for the line's own. Faster with large vocabularies."""
     search: Annotated[SearchOptions, tyro.conf.arg(name="")] = AS_TRAINED
     batch_tokens: int | None = None
     """Source pieces that a device searches side by side, padding and beams counted."""
@@ -98,12 +101,16 @@ def run(args: Args) -> int:
         check_readable(args.input)
     check_output(args.output, read=(args.input or Path("/dev/stdin"),))
     from transformer_jax.parallel import devices_side_by_side
+    from transformer_jax.translation.shortlist import Shortlist
     from transformer_jax.translation.translator import BATCH_TOKENS, Translator
 
     devices = devices_side_by_side(args.devices)
     translator = Translator.load(args.checkpoint, step=args.step, devices=devices)
     search = chosen_search(translator.search, args.search, n_best=args.n_best)
-    aligned = _aligner(args, translator)
+    aligned, shortlist = _aligner(args, translator), None
+    if args.shortlist is not None:
+        shortlist = Shortlist.load(args.shortlist)
+        shortlist.check_fits(translator.tokenizer)
     several = search.n_best > 1
     done, damaged = 0, []
     with output_to(args.output) as out, _bar(args) as bar:
@@ -113,6 +120,7 @@ def run(args: Args) -> int:
                 search=search,
                 batch_tokens=args.batch_tokens or BATCH_TOKENS,
                 batch_size=args.batch_size,
+                shortlist=shortlist,
                 progress=bar.update,
                 first_line=done + 1,
             )

@@ -16,14 +16,18 @@ import numpy as np
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import FREE, Job
 from transformer_jax.search.result import SearchResult
+from transformer_jax.search.shortlist import Choice
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
+from transformer_jax.translation.shortlist import joint_choice
 from transformer_jax.translation.slots import (
     FIRST_CACHE,
+    Offer,
     Report,
     Slots,
     advance,
     empty_slots,
+    make_offer,
     move,
     refill,
 )
@@ -44,6 +48,9 @@ class Sentence(NamedTuple):
     """Most target tokens, end included."""
     prefix: tuple[int, ...] = ()
     """Tokens that the target begins with, without the start token."""
+    candidates: np.ndarray | None = None
+    """Sorted token ids that it may use, the end among them; the prefix is besides. All
+    sentences of a queue have some, or none has."""
 
 
 class Found(NamedTuple):
@@ -74,6 +81,7 @@ class Decoder:
         self.slots = slots
         self.sentences: list[Sentence | None] = [None] * slots
         self.state = self._empty()
+        self.offer: Offer | None = None
 
     def run(self, queue: deque[Sentence]) -> Iterator[Found]:
         """Takes sentences from the queue, which others may share, until none is left.
@@ -129,12 +137,14 @@ class Decoder:
             kept = (running + free)[: slots // 4]
             self.sentences = [self.sentences[i] for i in kept]
             self.state = move(self.state, np.array(kept, np.int32), length=length)
+            self.offer = self._offer()
         elif length != room:
             self.state = move(
                 self.state, np.arange(slots, dtype=np.int32), length=length
             )
 
     def _fill(self, queue: deque[Sentence]) -> None:
+        new_ones = False
         free = [slot for slot, each in enumerate(self.sentences) if each is None]
         while len(free) >= self.at_once and (new := _take(queue, self.at_once)):
             slots, free = free[: len(new)], free[len(new) :]
@@ -153,6 +163,22 @@ class Decoder:
             )
             whole = state.beams._replace(cache=beams.cache)
             self.state = state._replace(beams=whole)
+            new_ones = True
+        if new_ones:
+            self.offer = self._offer()
+
+    def _offer(self) -> Offer | None:
+        """What the sentences in the slots may choose from, if it is not everything."""
+        lists = [
+            None
+            if each is None or each.candidates is None
+            else np.union1d(each.candidates, each.prefix).astype(np.int64)
+            for each in self.sentences
+        ]
+        if all(each is None for each in lists):
+            return None
+        ids, allowed = joint_choice(lists, self.model.config.target_vocab_size)
+        return make_offer(self.params, Choice(ids, allowed), model=self.model)
 
     def _advance(self, enough: int) -> Report:
         """Goes on until no more than `enough` sentences are alive."""
@@ -160,6 +186,7 @@ class Decoder:
             self.params,
             self.state,
             np.int32(enough),
+            self.offer,
             model=self.model,
             plan=self.plan,
         )

@@ -4,7 +4,7 @@ Each is compiled once for each shape, and works in place: only what is new is wr
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from transformer_jax.search.beams import (
     search_while,
 )
 from transformer_jax.search.result import SearchResult
+from transformer_jax.search.shortlist import Choice
 from transformer_jax.translation.methods import SearchPlan, method_of
 from transformer_jax.types import Array, Params
 
@@ -35,6 +36,14 @@ class Slots(NamedTuple):
 
     beams: Beams
     memory: Memory
+
+
+class Offer(NamedTuple):
+    """What the sentences of all slots choose their tokens from."""
+
+    choice: Choice
+    output: tuple[Array, Array | None]
+    """Rows of the output table [U, D] and their bias [U]."""
 
 
 class Report(NamedTuple):
@@ -93,6 +102,13 @@ def refill(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("model",))
+def make_offer(params: Params, choice: Choice, *, model: Transformer) -> Offer:
+    """The rows are picked once for many steps."""
+    rows: Any = model.apply({"params": params}, choice.ids, method="output_rows")
+    return Offer(choice, rows)
+
+
 @functools.partial(
     jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",)
 )
@@ -100,6 +116,7 @@ def advance(
     params: Params,
     state: Slots,
     enough: Array,
+    offer: Offer | None = None,
     *,
     model: Transformer,
     plan: SearchPlan,
@@ -116,10 +133,14 @@ def advance(
 
     beams = search_while(
         going_on,
-        make_step_fn(model, params),
+        make_step_fn(model, params, output=offer.output if offer else None),
         state.memory,
         state.beams,
-        method_of(plan),
+        method_of(
+            plan,
+            offer.choice if offer else None,
+            vocab_size=model.config.target_vocab_size,
+        ),
     )
     report = Report(alive(beams), longest(beams), beams.finished)
     return state._replace(beams=beams), report

@@ -28,6 +28,7 @@ from transformer_jax.translation.engine import (
 )
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import plan_groups
+from transformer_jax.translation.shortlist import Shortlist
 from transformer_jax.types import Params
 
 MAX_SOURCE_TOKENS = 1024
@@ -140,6 +141,7 @@ class Translator:
         search: SearchConfig | None = None,
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
+        shortlist: Shortlist | None = None,
         progress: bool | Callable[[int], object] = False,
         first_line: int = 1,
     ) -> list[Translation]:
@@ -150,6 +152,7 @@ class Translator:
         and a line that is done makes room for the next. Lines without words give empty
         translations; of lines longer than `max_source_tokens` only the beginning is
         translated, and a warning is logged, which numbers lines from `first_line`.
+        With a `shortlist` each line may use only the tokens that it names for it.
         `progress` shows a bar on stderr, or is called with the number of lines done.
         """
         search = search or self.search
@@ -175,6 +178,7 @@ class Translator:
                 search=search,
                 batch_tokens=batch_tokens,
                 batch_size=batch_size,
+                shortlist=shortlist,
             ):
                 line = places[each.index]
                 hypotheses = self._hypotheses(each.result)
@@ -206,6 +210,7 @@ class Translator:
         search: SearchConfig | None = None,
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
+        shortlist: Shortlist | None = None,
     ) -> Iterator[Found]:
         """Source ids as the model reads them → the n best targets of each, by its place
         in `sources`, in the order in which they are done.
@@ -222,12 +227,19 @@ class Translator:
         )
         for group in groups:
             plan = self._plan(group.length, search)
+            if shortlist is not None:
+                # What is never wanted is left out of every list.
+                shortlist = shortlist.without(plan.banned)
+                plan = plan._replace(banned=())
             specials = self.model.config.source_specials
             queue = deque(
                 Sentence(
                     int(index),
                     sources[index],
                     self._max_target(len(sources[index]) - specials, search),
+                    candidates=None
+                    if shortlist is None
+                    else shortlist.of_sentence(sources[index], plan.eos_id),
                 )
                 for index in group.indices
             )
