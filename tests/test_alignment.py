@@ -206,17 +206,20 @@ def test_special_tokens_of_the_source_are_not_counted(source_bos):
 def test_attention_of_the_whole_target_is_that_of_the_steps():
     model, params = tiny_model()
     batch = tiny_batch()
-    memory = encode_memory(model, params, batch.inputs, batch.input_segment_ids)
-    step_fn = make_step_fn(model, params, return_attention=True)
     sentences, length = batch.targets.shape
-    cache = init_cache(model.config, sentences, length)
-    by_steps, _ = step_fn(
-        batch.decoder_inputs, jnp.zeros(sentences, jnp.int32), cache, memory
-    )
+
+    @jax.jit
+    def of_steps(params):
+        memory = encode_memory(model, params, batch.inputs, batch.input_segment_ids)
+        step_fn = make_step_fn(model, params, return_attention=True)
+        cache = init_cache(model.config, sentences, length)
+        positions = jnp.zeros(sentences, jnp.int32)
+        return step_fn(batch.decoder_inputs, positions, cache, memory)[0].attention
+
     at_once = mean_attention(params, batch, model=model, layer=None)
     real = batch.target_segment_ids > 0
     chex.assert_trees_all_close(
-        np.asarray(by_steps.attention)[real], np.asarray(at_once)[real], atol=1e-5
+        np.asarray(of_steps(params))[real], np.asarray(at_once)[real], atol=1e-5
     )
     layers = [mean_attention(params, batch, model=model, layer=i) for i in (0, 1)]
     chex.assert_trees_all_close((layers[0] + layers[1]) / 2, at_once, atol=1e-6)

@@ -1,8 +1,8 @@
 """A search that may use only some tokens: U places in place of V token ids.
 
-The step gives logits of U tokens alone, which several sentences share; each sentence may
-use some of these. A method of search then works on places: here they are made from token
-ids, and become token ids again in what it returns, so that it need not know.
+The step gives logits of U tokens alone, which all sentences share; each may use some of
+these. A method of search then works on places: here they are made from token ids, and
+become token ids again in what it returns, so that it need not know.
 """
 
 from typing import NamedTuple

@@ -160,8 +160,8 @@ def learn_lexicon(
     """p(t | s) by `passes` of expectation maximisation, from equal probabilities.
 
     A target piece at a place comes from source piece s with p(t | s) / Σ p(t | s'), s'
-    over the sentence's pieces and the empty word. The expected counts of a pass, divided
-    by their sum over t, are the probabilities of the next.
+    over the sentence's pieces and the empty word. The expected counts of a pass,
+    divided by their sum over t, are the probabilities of the next.
     """
     keys = np.zeros(0, np.int64)
     for pairs, _ in _cooccurrences(texts, source_size, target_size):
