@@ -1,4 +1,4 @@
-"""N lines in, N lines out, in order: whatever they hold and however they are grouped."""
+"""N lines in, N lines out, in order, whatever they hold and whoever goes along."""
 
 import os
 import select
