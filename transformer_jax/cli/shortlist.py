@@ -32,8 +32,6 @@ class Args:
     """Most frequent target pieces, which every line may use."""
     passes: int = 5
     """Passes of expectation maximisation over the text."""
-    step: int | None = None
-    """Checkpoint to load. Default: the best one if one was chosen, else the latest."""
     progress: bool = True
     """A progress bar on stderr."""
 
@@ -47,8 +45,7 @@ def run(args: Args) -> int:
 
     check_at_least_one(best=args.best, frequent=args.frequent, passes=args.passes)
     output = args.output or args.checkpoint / "shortlist.npz"
-    store = CheckpointStore(args.checkpoint)
-    tokenizer = load_tokenizer(store.tokenizer_files(store.chosen_step(args.step)))
+    tokenizer = load_tokenizer(CheckpointStore(args.checkpoint).tokenizer_files())
     check_output(output, read=(*args.source, *args.target))
     pairs = stream_pairs(args.source, args.target)
     texts = Texts.of(
