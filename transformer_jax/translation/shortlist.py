@@ -72,7 +72,7 @@ class Shortlist:
         if not path.is_file():
             raise ValueError(f"There is no shortlist {path}: make one, or check it.")
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 version = int(file["format"])
                 fields: Any = {
                     "candidates": file["candidates"],
