@@ -52,7 +52,7 @@ PAIRS = [([0, 1], [0, 2]), ([0, 3], [0]), ([], [1]), ([3, 3, 1], [2, 1, 1]), ([2
 V, T, EOS = 7, 4, 2
 
 
-def plain_model_one(pairs, targets: int, passes: int) -> dict[tuple[int, int], float]:
+def plain_model_one(pairs, targets: int, passes: int) -> dict[tuple[Any, int], float]:
     """Brown et al. (1993), model 1, with dictionaries; the empty word is None."""
     t: dict[Any, float] = {}
     for source, target in pairs:

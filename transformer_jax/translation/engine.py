@@ -16,7 +16,6 @@ import numpy as np
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import FREE, Job
 from transformer_jax.search.result import SearchResult
-from transformer_jax.search.shortlist import Choice
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
 from transformer_jax.translation.shortlist import joint_choice
@@ -178,7 +177,7 @@ class Decoder:
         if all(each is None for each in lists):
             return None
         ids, allowed = joint_choice(lists, self.model.config.target_vocab_size)
-        return make_offer(self.params, Choice(ids, allowed), model=self.model)
+        return make_offer(self.params, ids, allowed, model=self.model)
 
     def _advance(self, enough: int) -> Report:
         """Goes on until no more than `enough` sentences are alive."""

@@ -103,10 +103,12 @@ def refill(
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def make_offer(params: Params, choice: Choice, *, model: Transformer) -> Offer:
+def make_offer(
+    params: Params, ids: Array, allowed: Array, *, model: Transformer
+) -> Offer:
     """The rows are picked once for many steps."""
-    rows: Any = model.apply({"params": params}, choice.ids, method="output_rows")
-    return Offer(choice, rows)
+    rows: Any = model.apply({"params": params}, ids, method="output_rows")
+    return Offer(Choice(ids, allowed), rows)
 
 
 @functools.partial(
