@@ -8,7 +8,8 @@ import pytest
 from transformer_jax.__main__ import main
 from transformer_jax.cli import lines
 from transformer_jax.config import SearchConfig
-from transformer_jax.translation.translator import Translation, Translator
+from transformer_jax.translation.hypotheses import Translation
+from transformer_jax.translation.translator import Translator
 
 
 class Echo:

@@ -15,11 +15,8 @@ from transformer_jax.cli.lines import stdin_chunks
 from transformer_jax.cli.searching import SearchOptions, chosen_search
 from transformer_jax.config import SearchConfig
 from transformer_jax.testing import tiny_model, tiny_tokenizer
-from transformer_jax.translation.translator import (
-    Hypothesis,
-    Translation,
-    Translator,
-)
+from transformer_jax.translation.hypotheses import Hypothesis, Translation
+from transformer_jax.translation.translator import Translator
 
 
 class Shouter:
@@ -98,6 +95,7 @@ def test_json_lines_hold_what_others_rely_on(shouter, tmp_path):
         "score": -0.5,
         "log_probability": -1.5,
         "tokens": ["A", "B", "</s>"],
+        "token_log_probabilities": [-0.5, -0.5, -0.5],
     }
     assert second["translation"] == ""
     (line,) = translate(tmp_path, "a\u2028b\n".encode(), "--json", "--n-best", "2")

@@ -15,6 +15,7 @@ from transformer_jax.compilation import keep_compiled_programs
 VERBS = {
     "train": "train a model, or go on with a training that was stopped",
     "translate": "translate lines of text",
+    "shortlist": "learn which pieces a piece may become, for translate --shortlist",
     "score": "log-probabilities of given translations",
     "evaluate": "BLEU, chrF and TER of a run, or of a file of translations",
     "average": "average the parameters of several checkpoints",

@@ -51,7 +51,7 @@ class AttentionMaps(NamedTuple):
 
 def capture_attention(model: nn.Module, params: Params, batch: Batch) -> Attention:
     """The attention weights of every layer, from one forward pass without dropout."""
-    sown = _intermediates(model, params, batch)
+    sown = intermediates(model, params, batch)
     return Attention(
         encoder_self=_stack(sown["encoder"], "self_attention"),
         decoder_self=_stack(sown["decoder"], "self_attention"),
@@ -108,7 +108,7 @@ def axis_labels(pieces: list[str]) -> list[str]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _intermediates(model: nn.Module, params: Params, batch: Batch) -> Any:
+def intermediates(model: nn.Module, params: Params, batch: Batch) -> Any:
     """What the modules of the model leave behind when asked to."""
     _, state = model.apply(
         {"params": params},

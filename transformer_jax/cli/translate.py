@@ -1,8 +1,9 @@
 """transformer-jax translate: lines of text in, as many lines out."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,7 +28,8 @@ from transformer_jax.cli.lines import (
 from transformer_jax.cli.searching import AS_TRAINED, SearchOptions, chosen_search
 
 if TYPE_CHECKING:
-    from transformer_jax.translation.translator import Hypothesis, Translation
+    from transformer_jax.translation.hypotheses import Hypothesis, Translation
+    from transformer_jax.translation.translator import Translator
 
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,19 @@ class Args:
     json: bool = False
     """One object a line: translation, score (log-probability over length penalty; of
     --mbr, the mean likeness), log_probability (natural, end token included), tokens
-    (pieces, end included); with --n-best also hypotheses, a list of such objects."""
+    (pieces, end included), token_log_probabilities (of each piece); with --align also
+    alignment; with --n-best also hypotheses, a list of such objects."""
+    align: bool = False
+    """Add " ||| 0-0 1-2" to each line: numbers from 0 of a source word and the word of
+    the translation that attends to it most. With --json: alignment, a list of pairs."""
+    align_layer: int | None = None
+    """Decoder layer whose attention --align uses, from 0, or from the last: -1, -2.
+    Default: the mean of all."""
+    align_pieces: bool = False
+    """Number the tokenizer's pieces in place of words."""
+    shortlist: Path | None = None
+    """File of `transformer-jax shortlist`: each line may use only the pieces that it
+    names for the line's own. Faster with large vocabularies."""
     search: Annotated[SearchOptions, tyro.conf.arg(name="")] = AS_TRAINED
     draft: Path | None = None
     """The run of a smaller model with the same vocabulary, which guesses for --block.
@@ -101,6 +115,7 @@ def run(args: Args) -> int:
     read = (args.input or Path("/dev/stdin"), args.target_prefix)
     check_output(args.output, read=read)
     from transformer_jax.parallel import devices_side_by_side
+    from transformer_jax.translation.shortlist import Shortlist
     from transformer_jax.translation.translator import BATCH_TOKENS, Translator
 
     devices = devices_side_by_side(args.devices)
@@ -114,6 +129,10 @@ def run(args: Args) -> int:
         draft=draft,
     )
     search = chosen_search(translator.search, args.search, n_best=args.n_best)
+    aligned, shortlist = _aligner(args, translator), None
+    if args.shortlist is not None:
+        shortlist = Shortlist.load(args.shortlist)
+        shortlist.check_fits(translator.tokenizer)
     several = search.n_best > 1
     done, damaged = 0, []
     with output_to(args.output) as out, _bar(args) as bar:
@@ -123,11 +142,12 @@ def run(args: Args) -> int:
                 search=search,
                 batch_tokens=args.batch_tokens or BATCH_TOKENS,
                 batch_size=args.batch_size,
+                shortlist=shortlist,
                 progress=bar.update,
                 first_line=done + 1,
                 prefixes=prefixes,
             )
-            for place, translation in enumerate(translations):
+            for place, translation in enumerate(aligned(chunk.lines, translations)):
                 lines = output_lines(
                     translation, done + place, as_json=args.json, several=several
                 )
@@ -159,19 +179,52 @@ def output_lines(
         yield json_line(value)
     elif several:
         for each in translation.hypotheses:
-            yield f"{number} ||| {one_line(each.text)} ||| {each.score:.6f}"
+            score = f"{each.score:.6f}"
+            yield " ||| ".join([str(number), one_line(each.text), score, *_links(each)])
     else:
-        yield one_line(translation.text)
+        yield " ||| ".join([one_line(translation.text), *_links(translation)])
 
 
 def to_json(hypothesis: "Hypothesis") -> dict[str, Any]:
     """What `--json` tells of a hypothesis."""
-    return {
+    value = {
         "translation": hypothesis.text,
         "score": hypothesis.score,
         "log_probability": hypothesis.log_probability,
         "tokens": list(hypothesis.tokens),
+        "token_log_probabilities": list(hypothesis.token_log_probabilities),
     }
+    if hypothesis.alignment is not None:
+        value["alignment"] = [list(link) for link in hypothesis.alignment]
+    return value
+
+
+def _links(hypothesis: "Hypothesis") -> list[str]:
+    """The column of `--align`, if it was asked for."""
+    if hypothesis.alignment is None:
+        return []
+    return [" ".join(f"{source}-{target}" for source, target in hypothesis.alignment)]
+
+
+def _aligner(args: Args, translator: "Translator") -> Callable[..., Any]:
+    """Lines and their translations → these translations, aligned if asked for."""
+    if not args.align:
+        if args.align_layer is not None or args.align_pieces:
+            raise ValueError(
+                "--align-layer and --align-pieces say how to align: give --align too."
+            )
+        return lambda lines, translations: translations
+    from transformer_jax.translation.alignment import align, checked_layer
+    from transformer_jax.translation.translator import BATCH_TOKENS
+
+    checked_layer(args.align_layer, translator.model.config.num_decoder_layers)
+    return functools.partial(
+        align,
+        translator,
+        layer=args.align_layer,
+        pieces=args.align_pieces,
+        batch_tokens=args.batch_tokens or BATCH_TOKENS,
+    )
 
 
 def _chunks(args: Args) -> Iterator[Chunk]:

@@ -48,9 +48,14 @@ def encode_memory(
 
 
 def make_step_fn(
-    model: nn.Module, params: Params, *, return_attention: bool = False
+    model: nn.Module,
+    params: Params,
+    *,
+    return_attention: bool = False,
+    output: tuple[Array, Array | None] | None = None,
 ) -> StepFn:
-    """The model's decoding step with its parameters bound, as search wants it."""
+    """The model's decoding step with its parameters bound, as search wants it; with
+    `output`, rows of the output table and their bias, logits are of these tokens."""
 
     def step_fn(
         tokens: Array, positions: Array, cache: Cache, memory: Memory
@@ -62,6 +67,7 @@ def make_step_fn(
             cache,
             memory,
             return_attention=return_attention,
+            output=output,
             method="decode_step",
         )
 

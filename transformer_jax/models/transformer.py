@@ -161,6 +161,12 @@ class Transformer(nn.Module):
         """Encoded [B, S, D], segment ids [B, S] → what `decode_step` needs of them."""
         return Memory(self.decoder.memory(encoded), segment_ids)
 
+    def output_rows(self, tokens: Array) -> tuple[Array, Array | None]:
+        """Rows [U, D] of the output table for these tokens [U], and their bias [U]."""
+        table, bias = self.output(self._target_table())
+        rows = table.at[tokens].get(mode="clip")
+        return rows, None if bias is None else bias.at[tokens].get(mode="clip")
+
     def decode_step(
         self,
         tokens: Array,
@@ -169,8 +175,12 @@ class Transformer(nn.Module):
         memory: Memory,
         *,
         return_attention: bool = False,
+        output: tuple[Array, Array | None] | None = None,
     ) -> tuple[StepOutput, DecoderCache]:
-        """L tokens a row [R, L], the first at `positions` [R]: see `types.StepFn`."""
+        """L tokens a row [R, L], the first at `positions` [R]: see `types.StepFn`.
+
+        With `output`, rows of the output table and their bias, logits are of these.
+        """
         places = positions[:, None] + jnp.arange(tokens.shape[1])[None, :]
         table = self._target_table()
         x = self.target_positions(
@@ -181,7 +191,7 @@ class Transformer(nn.Module):
             deterministic=True,
         )
         hidden, cache, attention = self.decoder.step(x, places, cache, memory)
-        logits = project(hidden, *self.output(table))
+        logits = project(hidden, *(output or self.output(table)))
         return StepOutput(logits, attention if return_attention else None), cache
 
 

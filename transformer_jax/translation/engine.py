@@ -19,12 +19,15 @@ from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
+from transformer_jax.translation.shortlist import joint_choice
 from transformer_jax.translation.slots import (
     FIRST_CACHE,
+    Offer,
     Report,
     Slots,
     advance,
     empty_slots,
+    make_offer,
     move,
     refill,
     resize,
@@ -48,6 +51,9 @@ class Sentence(NamedTuple):
     """Tokens that the target begins with, without the start token."""
     draw: tuple[int, int] = (0, 0)
     """The seed and the sentence's number, by which its samples are drawn."""
+    candidates: np.ndarray | None = None
+    """Sorted token ids that it may use, the end among them; the prefix is besides. All
+    sentences of a queue have some, or none has."""
 
 
 class Found(NamedTuple):
@@ -80,6 +86,7 @@ class Decoder:
         self.slots = slots
         self.sentences: list[Sentence | None] = [None] * slots
         self.state = self._empty()
+        self.offer: Offer | None = None
 
     def run(self, queue: deque[Sentence]) -> Iterator[Found]:
         """Takes sentences from the queue, which others may share, until none is left.
@@ -135,12 +142,14 @@ class Decoder:
             kept = (running + free)[: slots // 4]
             self.sentences = [self.sentences[i] for i in kept]
             self.state = move(self.state, np.array(kept, np.int32))
+            self.offer = self._offer()
         if length != room:
             beams = self.state.beams
             beams = beams._replace(cache=resize(beams.cache, length=length))
             self.state = self.state._replace(beams=beams)
 
     def _fill(self, queue: deque[Sentence]) -> None:
+        new_ones = False
         free = [slot for slot, each in enumerate(self.sentences) if each is None]
         while len(free) >= self.at_once and (new := _take(queue, self.at_once)):
             slots, free = free[: len(new)], free[len(new) :]
@@ -159,6 +168,22 @@ class Decoder:
             )
             whole = state.beams._replace(cache=beams.cache)
             self.state = state._replace(beams=whole)
+            new_ones = True
+        if new_ones:
+            self.offer = self._offer()
+
+    def _offer(self) -> Offer | None:
+        """What the sentences in the slots may choose from, if it is not everything."""
+        lists = [
+            None
+            if each is None or each.candidates is None
+            else np.union1d(each.candidates, each.prefix).astype(np.int64)
+            for each in self.sentences
+        ]
+        if all(each is None for each in lists):
+            return None
+        ids, allowed = joint_choice(lists, self.model.config.target_vocab_size)
+        return make_offer(self.params, ids, allowed, model=self.model)
 
     def _advance(self, enough: int) -> Report:
         """Goes on until no more than `enough` sentences are alive."""
@@ -166,6 +191,7 @@ class Decoder:
             self.params,
             self.state,
             np.int32(enough),
+            self.offer,
             model=self.model,
             plan=self.plan,
         )

@@ -5,19 +5,17 @@ The parameters, the memory and the caches of an ensemble are tuples, one for eac
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.models import cache as model_cache
 from transformer_jax.models import functions
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.ensemble import EnsembleCache, ensemble_step
 from transformer_jax.types import Array, Memory, Params, StepFn
 
-READING = ("source_bos", "source_eos", "decoder_start")
-"""Settings that say what a model is fed, in which all must agree."""
+Output = tuple[Array, Array | None]
+"""Rows of the output table [U, D] and their bias [U]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +23,6 @@ class Ensemble:
     """Models with one vocabulary, which may differ in size and depth."""
 
     models: tuple[Transformer, ...]
-
-    def __post_init__(self) -> None:
-        first = self.models[0].config
-        for number, model in enumerate(self.models[1:], start=2):
-            for name in READING:
-                ours, theirs = getattr(first, name), getattr(model.config, name)
-                if ours != theirs:
-                    raise ValueError(
-                        f"Models 1 and {number} of an ensemble differ in {name}, which "
-                        f"is {ours!r} and {theirs!r}: they must be fed alike."
-                    )
 
     @property
     def config(self) -> ModelConfig:
@@ -81,30 +68,3 @@ def step_of(
         members = zip(model.models, params, strict=True)
         return ensemble_step([bound(*member) for member in members])
     return bound(model, params)
-
-
-def check_same_vocabulary(
-    runs: Sequence[object], tokenizers: Sequence[Tokenizer]
-) -> None:
-    """Raises where an id of the first tokenizer means something else in another."""
-    for run, tokenizer in zip(runs[1:], tokenizers[1:], strict=True):
-        both = zip(_meanings(tokenizers[0]), _meanings(tokenizer), strict=True)
-        for (what, ours), (_, theirs) in both:
-            if ours != theirs:
-                raise ValueError(
-                    f"{runs[0]} and {run} have different vocabularies: {what} is "
-                    f"{ours!r} and {theirs!r}. Models of an ensemble must share one: "
-                    "train them with the same tokenizer."
-                )
-
-
-def _meanings(tokenizer: Tokenizer) -> Iterator[tuple[str, object]]:
-    """What the ids mean: sizes and special ids first, then piece after piece."""
-    sizes = ("source_vocab_size", "target_vocab_size")
-    for name in (*sizes, "pad_id", "bos_id", "eos_id", "unk_id"):
-        yield name, getattr(tokenizer, name)
-    source, target = (range(getattr(tokenizer, size)) for size in sizes)
-    for i, piece in enumerate(tokenizer.source_pieces(source)):
-        yield f"source piece {i}", piece
-    for i, piece in enumerate(tokenizer.target_pieces(target)):
-        yield f"target piece {i}", piece

@@ -3,6 +3,8 @@
 import functools
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from transformer_jax.config import SearchConfig
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beam import advance_beams
@@ -17,6 +19,7 @@ from transformer_jax.search.constraints import (
 from transformer_jax.search.greedy import advance_greedily
 from transformer_jax.search.result import penalty_table
 from transformer_jax.search.sampling import advance_samples
+from transformer_jax.search.shortlist import Choice, of_all_tokens, within
 
 
 class SearchPlan(NamedTuple):
@@ -45,9 +48,18 @@ class SearchPlan(NamedTuple):
         return self.search.method == "sampling"
 
 
-def method_of(plan: SearchPlan) -> Advance:
-    """How the settings search: logits and beams → beams."""
-    search = plan.search
+def method_of(
+    plan: SearchPlan, choice: Choice | None = None, *, vocab_size: int = 0
+) -> Advance:
+    """How the settings search: logits and beams → beams; with a choice of the V =
+    `vocab_size` tokens, logits are of these alone."""
+    search, eos_id = plan.search, plan.eos_id
+    constraints = constraints_of(plan)
+    if choice is not None:
+        eos_id = choice.place(jnp.int32(eos_id))
+        constraints = tuple(
+            of_all_tokens(each, choice, vocab_size=vocab_size) for each in constraints
+        )
     advance = {
         "greedy": advance_greedily,
         "beam": advance_beams,
@@ -55,9 +67,9 @@ def method_of(plan: SearchPlan) -> Advance:
     }[search.method]
     method = functools.partial(
         advance,
-        eos_id=plan.eos_id,
+        eos_id=eos_id,
         penalties=penalty_table(search.length_penalty, search.alpha, plan.max_length),
-        constraints=constraints_of(plan),
+        constraints=constraints,
     )
     if search.method != "sampling":
         method = functools.partial(method, coverage_penalty=search.coverage_penalty)
@@ -72,7 +84,7 @@ def method_of(plan: SearchPlan) -> Advance:
             top_k=search.top_k,
             top_p=search.top_p,
         )
-    return method
+    return method if choice is None else within(choice, method)
 
 
 def constraints_of(plan: SearchPlan) -> tuple[Constraint, ...]:

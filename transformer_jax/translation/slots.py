@@ -5,7 +5,7 @@ Each is compiled once for each shape, and works in place: only what is new is wr
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,19 @@ from transformer_jax.search.coverage import first_coverage
 from transformer_jax.search.parallel_greedy import Ahead, Effort
 from transformer_jax.search.result import SearchResult
 from transformer_jax.search.sampling import first_samples
+from transformer_jax.search.shortlist import Choice
 from transformer_jax.translation.drafting import (
     empty_caches,
     encode_all,
     nothing_ahead,
     search_ahead_while,
 )
-from transformer_jax.translation.ensembles import AnyModel, segment_ids_of, step_of
+from transformer_jax.translation.ensembles import (
+    AnyModel,
+    Output,
+    segment_ids_of,
+    step_of,
+)
 from transformer_jax.translation.methods import SearchPlan, method_of
 from transformer_jax.types import Array, Cache, Memory, Params
 
@@ -45,6 +51,13 @@ class Slots(NamedTuple):
     memory: Memory
     ahead: Ahead | None
     """Of a search in blocks."""
+
+
+class Offer(NamedTuple):
+    """What the sentences of all slots choose their tokens from."""
+
+    choice: Choice
+    output: Output
 
 
 class Report(NamedTuple):
@@ -107,6 +120,13 @@ def refill(
     return replace_sentences(state, new, slots)
 
 
+@functools.partial(jax.jit, static_argnames=("model",))
+def make_offer(params: Params, ids: Array, allowed: Array, *, model: Any) -> Offer:
+    """The rows are picked once for many steps."""
+    rows = model.apply({"params": params}, ids, method="output_rows")
+    return Offer(Choice(ids, allowed), rows)
+
+
 @functools.partial(
     jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",)
 )
@@ -114,6 +134,7 @@ def advance(
     params: Params,
     state: Slots,
     enough: Array,
+    offer: Offer | None = None,
     *,
     model: AnyModel,
     plan: SearchPlan,
@@ -133,8 +154,16 @@ def advance(
         return (alive(beams).sum() > enough) & (whole | (longest(beams) < room))
 
     if ahead is None:
-        step_fn = step_of(model, params, return_attention=beams.coverage is not None)
-        beams = search_while(going_on, step_fn, memory, beams, method_of(plan))
+        step_fn = step_of(
+            model,
+            params,
+            return_attention=beams.coverage is not None,
+            output=offer and offer.output,
+        )
+        method = method_of(
+            plan, offer and offer.choice, vocab_size=model.config.target_vocab_size
+        )
+        beams = search_while(going_on, step_fn, memory, beams, method)
     else:
         beams, ahead = search_ahead_while(
             going_on, params, memory, beams, ahead, model=model, plan=plan

@@ -6,36 +6,35 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.config import SearchConfig
 from transformer_jax.data.examples import make_example
-from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
-from transformer_jax.models.transformer import Transformer
-from transformer_jax.recipes import config_from_json
+from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.search.parallel_greedy import Drafted
-from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.engine import (
     Decoder,
     Found,
     Sentence,
     decode_side_by_side,
 )
-from transformer_jax.translation.ensembles import (
-    AnyModel,
-    Ensemble,
-    check_same_vocabulary,
+from transformer_jax.translation.ensembles import AnyModel, Ensemble
+from transformer_jax.translation.hypotheses import (
+    Translation,
+    as_translation,
+    hypotheses_of,
+    least_risk,
 )
-from transformer_jax.translation.mbr import Utility, by_expected_utility
+from transformer_jax.translation.loading import check_draft, load_runs
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.phrases import banned_ids, prefix_ids, prefix_width
 from transformer_jax.translation.planning import plan_groups
+from transformer_jax.translation.shortlist import Shortlist
 from transformer_jax.types import Params
 
 MAX_SOURCE_TOKENS = 1024
@@ -44,35 +43,6 @@ BATCH_TOKENS = 4096
 """Source positions decoded together, padding and beams counted."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Hypothesis:
-    """One translation of a sentence."""
-
-    text: str
-    score: float
-    """Log-probability over the length penalty (see `SearchConfig.length_penalty`); of
-    minimum Bayes risk, the expected utility."""
-    log_probability: float
-    """Of the whole translation, end token included, in nats."""
-    tokens: tuple[str, ...]
-    """Pieces, end token included."""
-    token_log_probabilities: tuple[float, ...]
-    """Of each token, given those before it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Translation(Hypothesis):
-    """The best translation of a line, and the n best of them.
-
-    A line without words has an empty translation, without tokens.
-    """
-
-    hypotheses: tuple[Hypothesis, ...]
-    """The n best, best first."""
-    truncated: bool = False
-    """Whether the line was too long, so that only its beginning was translated."""
 
 
 class Translator:
@@ -106,7 +76,7 @@ class Translator:
         self.tokenizer = tokenizer
         self.search = search
         if draft:
-            check_draft(self, draft)
+            check_draft(self.model, self.tokenizer, draft.model, draft.tokenizer)
 
     @classmethod
     def load(
@@ -127,19 +97,19 @@ class Translator:
         what weights, activations and caches are held in (default: as trained); norms,
         softmax and scores are in float32 in any case.
         """
-        model, params, tokenizer, search = _load_run(run, step, dtype)
-        if ensemble:
-            others = [_load_run(each, None, dtype) for each in ensemble]
-            tokenizers = [tokenizer, *(each.tokenizer for each in others)]
-            check_same_vocabulary([run, *ensemble], tokenizers)
-            model = Ensemble((model, *(each.model for each in others)))
-            params = (params, *(each.params for each in others))
-        return cls(model, params, tokenizer, search, devices=devices, draft=draft)
+        loaded = load_runs([run, *ensemble], step=step, dtype=dtype)
+        return cls(*loaded, devices=devices, draft=draft)
 
     @property
     def max_source_tokens(self) -> int:
         """Longer sources, end token included, are cut."""
         return min(MAX_SOURCE_TOKENS, self.model.config.num_positions)
+
+    @property
+    def start_id(self) -> int:
+        """What the decoder is fed first."""
+        nothing = make_example(("", ""), self.tokenizer, self.model.config)
+        return int(nothing["decoder_inputs"][0])
 
     def translate(
         self,
@@ -148,6 +118,7 @@ class Translator:
         search: SearchConfig | None = None,
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
+        shortlist: Shortlist | None = None,
         progress: bool | Callable[[int], object] = False,
         first_line: int = 1,
         prefixes: Sequence[str | None] | None = None,
@@ -160,6 +131,7 @@ class Translator:
         translations; of lines longer than `max_source_tokens` only the beginning is
         translated, and a warning is logged, which numbers lines from `first_line`.
         Samples of a line depend on the seed and the line's number, not on other lines.
+        With a `shortlist` each line may use only the tokens that it names for it.
         `progress` shows a bar on stderr, or is called with the number of lines done.
 
         `prefixes` are what the translations begin with, one for each line (None or
@@ -185,20 +157,21 @@ class Translator:
         with _updating(progress, len(lines)) as update:
             update(len(lines) - len(places))
             for each in self.search_ids(
-                [self._cut(sources[i]) for i in places],
+                [self.cut(sources[i]) for i in places],
                 prefixes=[forced[i] for i in places],
                 search=search,
                 numbers=[first_line + i for i in places],
                 batch_tokens=batch_tokens,
                 batch_size=batch_size,
+                shortlist=shortlist,
             ):
                 line = places[each.index]
-                hypotheses = self._hypotheses(each.result)
+                hypotheses = hypotheses_of(each.result, self.tokenizer)
                 if search.mbr != "none":
-                    hypotheses = _least_risk(hypotheses, search.mbr)[: search.n_best]
-                found[line] = _translation(hypotheses, truncated=line in cut)
+                    hypotheses = least_risk(hypotheses, search.mbr)[: search.n_best]
+                found[line] = as_translation(hypotheses, truncated=line in cut)
                 update(1)
-        return [each or _translation((), truncated=False) for each in found]
+        return [each or as_translation((), truncated=False) for each in found]
 
     def _forced(
         self, prefixes: Sequence[str | None] | None, lines: int, first_line: int
@@ -229,7 +202,7 @@ class Translator:
         words = len(inputs) - self.model.config.source_specials
         return inputs if words and line.strip() else inputs[:0]
 
-    def _cut(self, inputs: np.ndarray) -> np.ndarray:
+    def cut(self, inputs: np.ndarray) -> np.ndarray:
         """The beginning of a source that is too long, with its end token."""
         limit = self.max_source_tokens
         if len(inputs) <= limit:
@@ -248,6 +221,7 @@ class Translator:
         numbers: Sequence[int] | None = None,
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
+        shortlist: Shortlist | None = None,
     ) -> Iterator[Found]:
         """Source ids as the model reads them → the n best targets of each, by its place
         in `sources`, in the order in which they are done. `prefixes` are ids that the
@@ -268,6 +242,11 @@ class Translator:
         for group in groups:
             width = prefix_width([prefixes[index] for index in group.indices])
             plan = self._plan(group.length, search, width)
+            if shortlist is not None:
+                check_shortlist(plan, self.model)
+                # What is never wanted is left out of every list.
+                shortlist = shortlist.without(plan.banned)
+                plan = plan._replace(banned=())
             specials = self.model.config.source_specials
             queue = deque(
                 Sentence(
@@ -278,6 +257,9 @@ class Translator:
                     ),
                     tuple(prefixes[index]),
                     draw=(search.seed, numbers[index]),
+                    candidates=None
+                    if shortlist is None
+                    else shortlist.of_sentence(sources[index], plan.eos_id),
                 )
                 for index in group.indices
             )
@@ -306,7 +288,6 @@ class Translator:
                 "There is a draft, but block is 1, so that nothing is guessed: raise "
                 "block (4, say), with method greedy, or leave out the draft."
             )
-        nothing = make_example(("", ""), self.tokenizer, self.model.config)
         # Padding and a start token of its own are no words (Marian bans pad; so do we).
         never = {self.tokenizer.pad_id, self.tokenizer.bos_id} - {self.tokenizer.eos_id}
         tokens, sequences = banned_ids(search.ban, self.tokenizer)
@@ -314,7 +295,7 @@ class Translator:
         return SearchPlan(
             search=dataclasses.replace(search, seed=0),  # compiled once for all seeds
             max_length=max_length,
-            start_id=int(nothing["decoder_inputs"][0]),
+            start_id=self.start_id,
             eos_id=self.tokenizer.eos_id,
             banned=tuple(sorted(never.union(tokens))),
             prefix_width=min(width, max_length),
@@ -329,103 +310,16 @@ class Translator:
         wanted += prefix
         return min(wanted, self.model.config.num_positions)
 
-    def _hypotheses(self, result: SearchResult) -> tuple[Hypothesis, ...]:
-        """Those that were found of one sentence, best first."""
-        found = []
-        for rank, length in enumerate(result.lengths.tolist()):
-            if not length:
-                continue
-            ids = result.tokens[rank, :length].tolist()
-            found.append(
-                Hypothesis(
-                    text=self.tokenizer.decode_target(ids),
-                    score=float(result.scores[rank]),
-                    log_probability=float(result.log_probabilities[rank]),
-                    tokens=tuple(self.tokenizer.target_pieces(ids)),
-                    token_log_probabilities=tuple(
-                        result.token_log_probabilities[rank, :length].tolist()
-                    ),
-                )
-            )
-        return tuple(found)
 
-
-class _Run(NamedTuple):
-    """What a run on disk holds of a translator."""
-
-    model: Transformer
-    params: Params
-    tokenizer: Tokenizer
-    search: SearchConfig
-
-
-def _load_run(run: str | Path, step: int | None, dtype: str | None) -> _Run:
-    store = CheckpointStore(Path(run))
-    step = store.chosen_step(step)
-    config = config_from_json(store.config_json(step))
-    tokenizer = load_tokenizer(store.tokenizer_files(step))
-    sizes = config.model
-    model_config = dataclasses.replace(
-        sizes,
-        source_vocab_size=sizes.source_vocab_size or tokenizer.source_vocab_size,
-        target_vocab_size=sizes.target_vocab_size or tokenizer.target_vocab_size,
-    )
-    params = store.restore_params(step=step)
-    if dtype is not None:
-        model_config = dataclasses.replace(model_config, dtype=dtype)
-        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-    return _Run(Transformer(model_config), params, tokenizer, config.search)
-
-
-def _least_risk(
-    samples: tuple[Hypothesis, ...], utility: Utility
-) -> tuple[Hypothesis, ...]:
-    """The different ones, best first; their score is their expected utility."""
-    ranked = by_expected_utility([each.text for each in samples], utility)
-    return tuple(dataclasses.replace(samples[i], score=mean) for i, mean in ranked)
-
-
-def _translation(hypotheses: tuple[Hypothesis, ...], *, truncated: bool) -> Translation:
-    nothing = Hypothesis("", 0.0, 0.0, (), ())
-    hypotheses = hypotheses or (nothing,)
-    best = {
-        field.name: getattr(hypotheses[0], field.name)
-        for field in dataclasses.fields(Hypothesis)
-    }
-    return Translation(**best, hypotheses=hypotheses, truncated=truncated)
-
-
-def check_draft(translator: Translator, draft: Translator) -> None:
-    """Raises a ValueError unless both read and write the same ids."""
-
-    def conventions(each: Translator) -> dict[str, list[Any]]:
-        tokenizer, sizes = each.tokenizer, each.model.config
-        sources = list(range(tokenizer.source_vocab_size))
-        targets = list(range(tokenizer.target_vocab_size))
-        nothing = make_example(("", ""), tokenizer, sizes)
-        fed = [*nothing["inputs"].tolist(), *nothing["decoder_inputs"].tolist()]
-        return {
-            "source vocabulary": tokenizer.source_pieces(sources),
-            "target vocabulary": tokenizer.target_pieces(targets),
-            "numbers of words": [sizes.source_vocab_size, sizes.target_vocab_size],
-            "special tokens": [*fed, tokenizer.eos_id],
-        }
-
-    expected = conventions(translator)
-    for name, theirs in conventions(draft).items():
-        if theirs != expected[name]:
-            at = [x == y for x, y in zip(theirs, expected[name], strict=False)]
-            place = [*at, False].index(False)
-            raise ValueError(
-                f"The {name} of the draft and of the model differ: they have "
-                f"{len(theirs)} and {len(expected[name])} entries, and the first to "
-                f"differ is number {place}. Train the draft with the same tokenizer."
-            )
-    longest, needed = (each.model.config.num_positions for each in (draft, translator))
-    if longest < needed:
+def check_shortlist(plan: SearchPlan, model: AnyModel) -> None:
+    """Raises ValueError for searches that know no shortlists."""
+    search = plan.search
+    if search.method == "sampling" or search.block > 1 or isinstance(model, Ensemble):
         raise ValueError(
-            f"The draft knows {longest} positions and the model {needed}: train a "
-            "draft with as many, or with sinusoidal positions."
+            "A shortlist works with greedy and beam search by one model, a token at a "
+            f"time; method is {search.method}, block {search.block}"
+            f"{', and the model an ensemble' if isinstance(model, Ensemble) else ''}: "
+            "leave out the shortlist, or the other."
         )
 
 
