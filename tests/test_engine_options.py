@@ -106,11 +106,11 @@ def test_prefixes_and_constraints_equal_searching_one_sentence_after_the_other(m
     together = sorted(decoder.run(deque(sentences)))
     assert len(together) == len(sentences)
     alone = search_alone(decoder)
-    for sentence, (_, found) in zip(sentences, together, strict=True):
+    for sentence, found in zip(sentences, together, strict=True):
         one = alone(sentence)
-        chex.assert_trees_all_equal(found.tokens, one.tokens)
-        chex.assert_trees_all_close(found, one, atol=1e-4)
-        tokens = found.tokens[0, : found.lengths[0]].tolist()
+        chex.assert_trees_all_equal(found.result.tokens, one.tokens)
+        chex.assert_trees_all_close(found.result, one, atol=1e-4)
+        tokens = found.result.tokens[0, : found.result.lengths[0]].tolist()
         forced = len(sentence.prefix)
         assert tuple(tokens[:forced]) == sentence.prefix
         assert 5 < len(tokens) <= sentence.max_length

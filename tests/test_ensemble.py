@@ -73,6 +73,7 @@ def test_attention_is_the_mean_of_those_that_give_it():
     cache = EnsembleCache(((), ()))
     looks = jnp.array([[[1.0, 0.0]]]), jnp.array([[[0.0, 1.0]]])
     both = ensemble_step([looking(each) for each in looks])(*parts, cache, ((), ()))[0]
+    assert both.attention is not None
     np.testing.assert_allclose(both.attention, [[[0.5, 0.5]]])
     none = ensemble_step([looking(None)] * 2)(*parts, cache, ((), ()))[0]
     assert none.attention is None
@@ -118,7 +119,7 @@ def test_runs_of_different_sizes_translate_as_their_mean(tmp_path):
     both = Translator.load(tmp_path / "small", ensemble=[tmp_path / "large"])
     source = both.source_ids(LINES[0])
     (found,) = both.search_ids([source])
-    length = found.result.lengths[0]
+    length = int(found.result.lengths[0])
     targets = found.result.tokens[0, :length]
     assert length > 1
 

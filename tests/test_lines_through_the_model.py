@@ -12,6 +12,7 @@ from transformer_jax.__main__ import main
 from transformer_jax.config import SearchConfig
 from transformer_jax.testing import SENTENCES, tiny_model, tiny_tokenizer
 from transformer_jax.translation import translator as module
+from transformer_jax.translation.hypotheses import Hypothesis, as_translation
 from transformer_jax.translation.translator import Translator
 
 ODD = (
@@ -87,12 +88,10 @@ class Echo:
     search = SearchConfig()
 
     def translate(self, lines, **_):
-        return [
-            module.as_translation((self.said(line),), truncated=False) for line in lines
-        ]
+        return [as_translation((self.said(line),), truncated=False) for line in lines]
 
     def said(self, line: str):
-        return module.Hypothesis(line, 0.0, 0.0, (), ())
+        return Hypothesis(line, 0.0, 0.0, (), ())
 
 
 def test_early_lines_of_a_pipe_are_printed_before_it_ends(monkeypatch):

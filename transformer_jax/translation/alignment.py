@@ -14,6 +14,7 @@ from transformer_jax.data.batching import Batch, lengths, stack_rows
 from transformer_jax.data.examples import Example
 from transformer_jax.data.pipeline import round_length
 from transformer_jax.models.transformer import Transformer
+from transformer_jax.translation.ensembles import Ensemble
 from transformer_jax.translation.hypotheses import (
     Hypothesis,
     Translation,

@@ -80,7 +80,8 @@ class Decoder:
     ) -> None:
         """B `slots` for sources of up to S = `length` tokens, on the device where the
         parameters lie."""
-        self.model, self.params, self.plan, self.length = model, params, plan, length
+        self.model: Any = model
+        self.params, self.plan, self.length = params, plan, length
         self.at_once = max(1, slots // 8)
         """P: sentences that are encoded together, and wait for as many free slots."""
         self.slots = slots

@@ -60,10 +60,16 @@ def segment_ids_of(memory: Memory) -> Array:
 
 
 def step_of(
-    model: AnyModel, params: Params, *, return_attention: bool = False
+    model: AnyModel,
+    params: Params,
+    *,
+    return_attention: bool = False,
+    output: Output | None = None,
 ) -> StepFn:
-    """The decoding step with the parameters bound, as search wants it."""
-    bound = functools.partial(functions.make_step_fn, return_attention=return_attention)
+    """The decoding step with the parameters bound: see `make_step_fn`."""
+    bound = functools.partial(
+        functions.make_step_fn, return_attention=return_attention, output=output
+    )
     if isinstance(model, Ensemble):
         members = zip(model.models, params, strict=True)
         return ensemble_step([bound(*member) for member in members])

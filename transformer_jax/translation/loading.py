@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ READING = ("source_bos", "source_eos", "decoder_start")
 class Loaded(NamedTuple):
     """What translating needs of runs."""
 
-    model: AnyModel
+    model: Any
+    """A Transformer, or an Ensemble."""
     params: Params
     tokenizer: Tokenizer
     search: SearchConfig
