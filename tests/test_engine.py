@@ -22,7 +22,7 @@ from transformer_jax.translation import engine, slots
 from transformer_jax.translation.engine import (
     Decoder,
     Sentence,
-    decode_side_by_side,
+    side_by_side,
 )
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import GROUP_LENGTHS, plan_groups
@@ -164,7 +164,8 @@ def test_devices_share_a_queue(search):
     sentences = make_sentences([min(length, 8) for length in LENGTHS] * 3)
     alone = found_by(make_decoder(search), sentences)
     decoders = [make_decoder(search, device=each) for each in jax.devices()[:3]]
-    found = sorted(decode_side_by_side(decoders, deque(sentences)))
+    queue = deque(sentences)
+    found = sorted(side_by_side([each.run(queue) for each in decoders]))
     chex.assert_trees_all_equal([each.result for each in found], alone)
 
 
@@ -172,12 +173,13 @@ def test_the_error_of_a_device_is_raised_and_ends_the_others():
     class Broken(Decoder):
         def run(self, queue):
             raise RuntimeError("no such device")
+            yield
 
     queue = deque(make_sentences(LENGTHS * 3))
     whole = make_decoder(GREEDY)
     broken = Broken(whole.model, whole.params, whole.plan, slots=4, length=16)
     with pytest.raises(RuntimeError, match="no such device"):
-        list(decode_side_by_side([whole, broken], queue))
+        list(side_by_side([whole.run(queue), broken.run(queue)]))
 
 
 def test_results_come_while_others_are_waiting():

@@ -18,7 +18,11 @@ from transformer_jax.search.parallel_greedy import Effort
 from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
-from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
+from transformer_jax.translation.planning import (
+    SOURCE_LENGTHS,
+    padded_length,
+    room_for,
+)
 from transformer_jax.translation.shortlist import joint_choice
 from transformer_jax.translation.slots import (
     FIRST_CACHE,
@@ -64,6 +68,19 @@ class Found(NamedTuple):
     """On the host, without the axis B."""
     effort: Effort | None = None
     """Of a search in blocks; so too."""
+
+
+class Task(NamedTuple):
+    """Sentences that devices share, and what they need to search them."""
+
+    queue: deque[Sentence]
+    plan: SearchPlan
+    slots: int
+    """B, on each device."""
+    length: int
+    """S: source positions of a slot."""
+    devices: int
+    """More would have nothing to do."""
 
 
 class Decoder:
@@ -130,11 +147,10 @@ class Decoder:
         """Makes the cache as long as its sentences need, and moves the last ones into
         fewer slots."""
         room = self.state.beams.cache.ancestors.shape[1]
-        length = room
         if longest >= room:
-            length = min(2 * room, self.plan.max_length)
-        elif room // 2 >= FIRST_CACHE and longest < 3 * room // 8:
-            length = room // 2
+            length = min(room_for(room + 1, FIRST_CACHE), self.plan.max_length)
+        else:
+            length = min(room_for(longest * 4 // 3 + 1, FIRST_CACHE), room)
         running = [i for i, each in enumerate(self.sentences) if each is not None]
         slots = len(self.sentences)
         few = not waiting and slots >= FEWEST_TO_MOVE and len(running) <= slots // 4
@@ -248,22 +264,17 @@ def _take(queue: deque[Sentence], count: int) -> list[Sentence]:
     return taken
 
 
-def decode_side_by_side(
-    decoders: Sequence[Decoder], queue: deque[Sentence]
-) -> Iterator[Found]:
-    """What several devices find, each in a thread of its own, as it comes.
-
-    A device takes the next sentences of the queue when it has room for them.
-    """
-    if len(decoders) == 1:
-        yield from decoders[0].run(queue)
+def side_by_side(searches: Sequence[Iterator[Found]]) -> Iterator[Found]:
+    """What several searches find, each in a thread of its own, as it comes."""
+    if len(searches) == 1:
+        yield from searches[0]
         return
     found: SimpleQueue[Found | BaseException | None] = SimpleQueue()
     stopped = threading.Event()
 
-    def work(decoder: Decoder) -> None:
+    def work(search: Iterator[Found]) -> None:
         try:
-            for each in decoder.run(queue):
+            for each in search:
                 found.put(each)
                 if stopped.is_set():
                     return
@@ -271,7 +282,7 @@ def decode_side_by_side(
         except BaseException as error:  # raised again by the thread that waits
             found.put(error)
 
-    threads = [threading.Thread(target=work, args=(each,)) for each in decoders]
+    threads = [threading.Thread(target=work, args=(each,)) for each in searches]
     for thread in threads:
         thread.start()
     try:

@@ -7,7 +7,7 @@ import numpy as np
 
 SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Padded lengths at which sources are encoded: each that is met is compiled once."""
-GROUP_LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
+GROUP_LENGTHS = (32, 64, 128, 256, 512, 1024)
 """Source lengths that slots have room for: each that is met is compiled once too."""
 
 
@@ -38,7 +38,7 @@ def plan_groups(
 
     >>> groups = plan_groups([70, 9, 3, 2, 4, 5], positions=128, longest=1024)
     >>> [(group.indices.tolist(), group.slots, group.length) for group in groups]
-    [([0], 1, 128), ([1, 5, 4, 2, 3], 4, 16)]
+    [([0], 1, 128), ([1, 5, 4, 2, 3], 4, 32)]
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
 
@@ -67,6 +67,19 @@ def padded_length(length: int, ladder: Sequence[int], longest: int) -> int:
     (24, 22)
     """
     return min(next((size for size in ladder if size >= length), longest), longest)
+
+
+def room_for(length: int, first: int) -> int:
+    """The least of first · 1, 1½, 2, 3, 4, 6, 8, … that is not below `length`: cache
+    lengths, each of which is compiled when it is met.
+
+    >>> [room_for(length, 32) for length in (7, 33, 50, 65, 97)]
+    [32, 48, 64, 96, 128]
+    """
+    whole = first
+    while whole < length and whole * 3 // 2 < length:
+        whole *= 2
+    return whole if length <= whole else whole * 3 // 2
 
 
 def full_rows(positions: int, length: int) -> int:

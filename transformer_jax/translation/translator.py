@@ -21,7 +21,8 @@ from transformer_jax.translation.engine import (
     Decoder,
     Found,
     Sentence,
-    decode_side_by_side,
+    Task,
+    side_by_side,
 )
 from transformer_jax.translation.ensembles import AnyModel, Ensemble
 from transformer_jax.translation.hypotheses import (
@@ -72,7 +73,7 @@ class Translator:
         self.draft = draft
         whole = Drafted(self.params, draft.params) if draft else self.params
         self._copies = [jax.device_put(whole, each) for each in devices] or [whole]
-        self._idle: dict[tuple[int, SearchPlan, int, int], Decoder] = {}
+        self._idle: dict[int, tuple[tuple[SearchPlan, int, int], Decoder]] = {}
         self.tokenizer = tokenizer
         self.search = search
         if draft:
@@ -239,6 +240,7 @@ class Translator:
             max_slots=batch_size,
         )
         prefixes = prefixes or [()] * len(sources)
+        tasks = []
         for group in groups:
             width = prefix_width([prefixes[index] for index in group.indices])
             plan = self._plan(group.length, search, width)
@@ -263,22 +265,25 @@ class Translator:
                 )
                 for index in group.indices
             )
-            useful = -(-len(queue) // group.slots)
-            keys = [
-                (device, plan, group.slots, group.length)
-                for device in range(min(useful, len(self._copies)))
-            ]
-            decoders = [
-                self._idle.pop(key, None) or self._decoder(*key) for key in keys
-            ]
-            yield from decode_side_by_side(decoders, queue)
-            self._idle = dict(zip(keys, decoders, strict=True))
+            useful = min(-(-len(queue) // group.slots), len(self._copies))
+            tasks.append(Task(queue, plan, group.slots, group.length, useful))
+        devices = range(max((task.devices for task in tasks), default=0))
+        yield from side_by_side([self._work(device, tasks) for device in devices])
 
-    def _decoder(
-        self, device: int, plan: SearchPlan, slots: int, length: int
-    ) -> Decoder:
-        params = self._copies[device]
-        return Decoder(self.model, params, plan, slots=slots, length=length)
+    def _work(self, device: int, tasks: Sequence[Task]) -> Iterator[Found]:
+        """What a device finds. It goes on with the next task when no sentence waits,
+        and leaves small ones to those before it: each has to compile what it runs."""
+        for task in tasks:
+            if device >= task.devices or not task.queue:
+                continue
+            shape = (task.plan, task.slots, task.length)
+            known, decoder = self._idle.pop(device, (None, None))
+            if decoder is None or known != shape:
+                decoder = None  # before the next one takes its memory
+                params, (plan, slots, length) = self._copies[device], shape
+                decoder = Decoder(self.model, params, plan, slots=slots, length=length)
+            yield from decoder.run(task.queue)
+            self._idle[device] = shape, decoder
 
     def _plan(self, source_length: int, search: SearchConfig, width: int) -> SearchPlan:
         """What searches of sources of up to that many tokens are compiled for, with
