@@ -8,11 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.models.attention import (
-    KeyValue,
-    dot_product_attention,
-    write_cache,
-)
+from transformer_jax.models.attention import KeyValue, dot_product_attention
+from transformer_jax.models.cache import write_cache
 from transformer_jax.models.dropout import drop
 from transformer_jax.models.masks import causal_mask, segment_mask
 

@@ -46,19 +46,6 @@ def dot_product_attention(
     return mixed.transpose(0, 2, 1, 3), weights
 
 
-def write_cache(cache: KeyValue, new: KeyValue, places: Array) -> KeyValue:
-    """Put new keys and values [R, N, L, H] at places [R, L] of their sentence's cache
-    [B, N, S, H]."""
-    rows = places.shape[0]
-    sentences = jnp.arange(rows)[:, None] // (rows // cache.key.shape[0])
-
-    def put(old: Array, new: Array) -> Array:
-        new = new.transpose(0, 2, 1, 3)  # [R, L, N, H]
-        return old.at[sentences, :, places].set(new.astype(old.dtype))
-
-    return KeyValue(put(cache.key, new.key), put(cache.value, new.value))
-
-
 class MultiHeadAttention(nn.Module):
     """concat(head₁ … head_N) W_o, head_n = attention(x W_q, y W_k, y W_v).
 

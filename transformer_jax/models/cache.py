@@ -19,7 +19,9 @@ class DecoderCache(NamedTuple):
     """
 
     layers: tuple[KeyValue, ...]
-    """Of each decoder layer, [B, N, K·T, H]: row after row of a sentence."""
+    """Of each decoder layer, values [B, N, T·K, H]: token after token, the rows of a
+    sentence beside each other. Keys are the same where there is one row, and turned,
+    [B, N, H, T·K], where there are several: as products read them fastest."""
     ancestors: Array
     """[R, T] int32: the row, counted inside its sentence, that wrote a row's past."""
 
@@ -32,21 +34,22 @@ class DecoderCache(NamedTuple):
 
     def places(self, positions: Array) -> Array:
         """Where in `layers` the rows write their tokens of `positions`: both [R, L]."""
-        own = jnp.arange(positions.shape[0]) % self._beams
-        return own[:, None] * self.ancestors.shape[1] + positions
+        own = jnp.arange(positions.shape[0]) % self.beams
+        return positions * self.beams + own[:, None]
 
     def claim(self, positions: Array) -> "DecoderCache":
         """Rows become their own ancestors at the positions [R, L] that they write."""
         rows, length = self.ancestors.shape
-        if self._beams == 1:
+        if self.beams == 1:
             return self
-        own = (jnp.arange(rows, dtype=jnp.int32) % self._beams)[:, None]
+        own = (jnp.arange(rows, dtype=jnp.int32) % self.beams)[:, None]
         here = jnp.arange(length)[None, None, :] == positions[..., None]  # [R, L, T]
         return self._replace(ancestors=jnp.where(here.any(axis=1), own, self.ancestors))
 
     @property
-    def _beams(self) -> int:
-        return self.ancestors.shape[0] // self.layers[0].key.shape[0]
+    def beams(self) -> int:
+        """K"""
+        return self.ancestors.shape[0] // self.layers[0].value.shape[0]
 
 
 def init_cache(
@@ -54,18 +57,39 @@ def init_cache(
 ) -> DecoderCache:
     """An empty cache for B `sentences` of K `beams`, T = `max_length` tokens each."""
     heads, head_size = config.num_heads, config.d_model // config.num_heads
-    shape = (sentences, heads, beams * max_length, head_size)
-    empty = jnp.zeros(shape, jnp.dtype(config.dtype))
+    value = jnp.zeros(
+        (sentences, heads, max_length * beams, head_size), jnp.dtype(config.dtype)
+    )
+    empty = KeyValue(value if beams == 1 else value.swapaxes(2, 3), value)
     return DecoderCache(
-        layers=tuple(KeyValue(empty, empty) for _ in range(config.num_decoder_layers)),
+        layers=(empty,) * config.num_decoder_layers,
         ancestors=jnp.zeros((sentences * beams, max_length), jnp.int32),
     )
+
+
+def write_cache(layer: KeyValue, new: KeyValue, places: Array) -> KeyValue:
+    """Puts new keys and values [R, N, L, H] at places [R, L] of their sentence."""
+    rows = places.shape[0]
+    beams = rows // layer.value.shape[0]
+    sentences = jnp.arange(rows)[:, None] // beams
+    key = new.key.transpose(0, 2, 1, 3).astype(layer.key.dtype)  # [R, L, N, H]
+    value = new.value.transpose(0, 2, 1, 3).astype(layer.value.dtype)
+    if beams == 1:
+        keys = layer.key.at[sentences, :, places].set(key)
+    else:
+        keys = layer.key.at[sentences, :, :, places].set(key)
+    return KeyValue(keys, layer.value.at[sentences, :, places].set(value))
+
+
+def read_cache(layer: KeyValue, beams: int) -> KeyValue:
+    """Keys and values [B, N, T·K, H] of a layer."""
+    return layer if beams == 1 else KeyValue(layer.key.swapaxes(2, 3), layer.value)
 
 
 def chosen_cache(cache: DecoderCache, sentences: Array) -> DecoderCache:
     """The cache of the `sentences` [B'] alone."""
     length = cache.ancestors.shape[1]
-    ancestors = cache.ancestors.reshape(cache.layers[0].key.shape[0], -1, length)
+    ancestors = cache.ancestors.reshape(cache.layers[0].value.shape[0], -1, length)
     return DecoderCache(
         layers=jax.tree.map(lambda x: x[sentences], cache.layers),
         ancestors=ancestors[sentences].reshape(-1, length),
@@ -76,16 +100,18 @@ def resized_cache(cache: DecoderCache, max_length: int) -> DecoderCache:
     """A cache with room for `max_length` tokens; what is beyond them is lost."""
     length = cache.ancestors.shape[1]
 
-    def resize(x: Array) -> Array:
-        x = x[..., :max_length, :]
-        more = max_length - x.shape[-2]
-        return jnp.pad(x, (*[(0, 0)] * (x.ndim - 2), (0, more), (0, 0)))
+    def resize(x: Array, axis: int) -> Array:
+        places = x.shape[axis] // length * max_length
+        x = jax.lax.slice_in_dim(x, 0, min(places, x.shape[axis]), axis=axis)
+        more = [(0, 0)] * x.ndim
+        more[axis] = (0, places - x.shape[axis])
+        return jnp.pad(x, more)
 
-    def resize_each(x: Array) -> Array:
-        whole = resize(x.reshape(*x.shape[:2], -1, length, x.shape[-1]))
-        return whole.reshape(*x.shape[:2], -1, x.shape[-1])
-
+    keys_axis = 2 if cache.beams == 1 else 3
     return DecoderCache(
-        layers=jax.tree.map(resize_each, cache.layers),
-        ancestors=resize(cache.ancestors[..., None])[..., 0],
+        layers=tuple(
+            KeyValue(resize(layer.key, keys_axis), resize(layer.value, 2))
+            for layer in cache.layers
+        ),
+        ancestors=resize(cache.ancestors, 1),
     )

@@ -10,9 +10,8 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.models.attention import (
     KeyValue,
     MultiHeadAttention,
-    write_cache,
 )
-from transformer_jax.models.cache import DecoderCache
+from transformer_jax.models.cache import DecoderCache, read_cache, write_cache
 from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.masks import cache_mask
 from transformer_jax.types import Array
@@ -180,15 +179,17 @@ class DecoderLayer(Layer):
         memory_mask: Array,
     ) -> tuple[Array, KeyValue, Array]:
         """L new tokens a row: x [R, L, D], written at `places` [R, L] of the cache
-        [B, N, K·T, H]; memory [B, N, S, H] → [R, L, D], the cache with them in it, and
-        cross-attention weights [R, N, L, S]."""
+        (see `DecoderCache.layers`); memory [B, N, S, H] → [R, L, D], the cache with
+        them in it, and cross-attention weights [R, N, L, S]."""
         written, weights = cache, jnp.zeros(())
 
         def attend_self(y: Array) -> Array:
             nonlocal written
             q, new = self.self_attention.queries_keys_values(y)
             written = write_cache(cache, new, places)
-            return self.self_attention.of_rows(q, written, self_mask)[0]
+            beams = x.shape[0] // cache.value.shape[0]
+            past = read_cache(written, beams)
+            return self.self_attention.of_rows(q, past, self_mask)[0]
 
         def attend_source(y: Array) -> Array:
             nonlocal weights

@@ -33,7 +33,7 @@ def causal_mask(length: int) -> Array:
 
 
 def cache_mask(positions: Array, ancestors: Array, sentences: int) -> Array:
-    """Positions [R, L] of new tokens, ancestors [R, T] → [B, 1, K·L, K·T]: the cached
+    """Positions [R, L] of new tokens, ancestors [R, T] → [B, 1, K·L, T·K]: the cached
     places, in whichever of the sentence's K rows, that hold a token's own past.
 
     `ancestors[r, t]` is the row, counted inside its sentence, that wrote what row r has
@@ -41,15 +41,15 @@ def cache_mask(positions: Array, ancestors: Array, sentences: int) -> Array:
 
     >>> ancestors = jnp.array([[0, 0, 0], [0, 1, 0]])
     >>> cache_mask(jnp.array([[1], [1]]), ancestors, 1).astype(int)
-    Array([[[[1, 1, 0, 0, 0, 0],
-             [1, 0, 0, 0, 1, 0]]]], dtype=int32)
+    Array([[[[1, 0, 1, 0, 0, 0],
+             [1, 0, 0, 1, 0, 0]]]], dtype=int32)
     """
     rows, block = positions.shape
     beams, length = rows // sentences, ancestors.shape[1]
     past = jnp.arange(length)[None, None, :] <= positions[:, :, None]  # [R, L, T]
     if beams == 1:
         return past[:, None]
-    writers = jnp.arange(beams)[None, :, None]
-    written = ancestors[:, None, :] == writers  # [R, K, T]
-    mask = past[:, :, None, :] & written[:, None]  # [R, L, K, T]
-    return mask.reshape(sentences, 1, beams * block, beams * length)
+    writers = jnp.arange(beams)[None, None, :]
+    written = ancestors[:, :, None] == writers  # [R, T, K]
+    mask = past[..., None] & written[:, None]  # [R, L, T, K]
+    return mask.reshape(sentences, 1, beams * block, length * beams)
