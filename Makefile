@@ -20,7 +20,7 @@ test: install  ## ruff, pyright and pytest
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 install: $(STAMP)  ## make .venv with the package and its dev extra
 
