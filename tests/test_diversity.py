@@ -65,7 +65,7 @@ def test_equals_a_plain_loop(rate, beam_size, banned):
 
 def test_a_prohibitive_rate_leaves_each_beam_its_own_first_choice():
     """From the start the K first tokens differ; then beams only go straight on."""
-    table = random_table(22, sentences=5, length=5, vocab=6)
+    table = np.array(random_table(22, sentences=5, length=5, vocab=6))
     table[:, :-1, ..., EOS] = -30
     found = search(table, beam_size=3, n=3, stop="bound", diversity_rate=100.0)
     for sentence in range(5):

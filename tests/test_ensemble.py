@@ -32,6 +32,7 @@ from transformer_jax.testing import (
 from transformer_jax.translation import engine, slots
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.ensembles import Ensemble
+from transformer_jax.translation.loading import check_fed_alike
 from transformer_jax.translation.translator import Translator
 from transformer_jax.types import StepOutput
 
@@ -160,4 +161,4 @@ def test_another_vocabulary_is_named(tmp_path):
 def test_models_that_are_fed_in_different_ways_are_named():
     model = tiny_model()[0]
     with pytest.raises(ValueError, match="differ in source_eos, which is True and Fal"):
-        Ensemble((model, tiny_model(source_eos=False)[0]))
+        check_fed_alike(["runs/a", "runs/b"], [model, tiny_model(source_eos=False)[0]])

@@ -114,20 +114,10 @@ def run(args: Args) -> int:
         check_readable(args.target_prefix)
     read = (args.input or Path("/dev/stdin"), args.target_prefix)
     check_output(args.output, read=read)
-    from transformer_jax.parallel import devices_side_by_side
     from transformer_jax.translation.shortlist import Shortlist
-    from transformer_jax.translation.translator import BATCH_TOKENS, Translator
+    from transformer_jax.translation.translator import BATCH_TOKENS
 
-    devices = devices_side_by_side(args.devices)
-    draft = Translator.load(args.draft, dtype=args.dtype) if args.draft else None
-    translator = Translator.load(
-        args.checkpoint,
-        step=args.step,
-        ensemble=args.ensemble,
-        devices=devices,
-        dtype=args.dtype,
-        draft=draft,
-    )
+    translator = _load(args)
     search = chosen_search(translator.search, args.search, n_best=args.n_best)
     aligned, shortlist = _aligner(args, translator), None
     if args.shortlist is not None:
@@ -164,6 +154,22 @@ def run(args: Args) -> int:
             damaged[0],
         )
     return 0
+
+
+def _load(args: Args) -> "Translator":
+    from transformer_jax.parallel import devices_side_by_side
+    from transformer_jax.translation.translator import Translator
+
+    devices = devices_side_by_side(args.devices)  # before jax is used
+    draft = Translator.load(args.draft, dtype=args.dtype) if args.draft else None
+    return Translator.load(
+        args.checkpoint,
+        step=args.step,
+        ensemble=args.ensemble,
+        devices=devices,
+        dtype=args.dtype,
+        draft=draft,
+    )
 
 
 def output_lines(

@@ -66,18 +66,16 @@ def beam_search(
     live on, so that K beams live as long as the search does (fairseq, Hugging Face).
 
     Score: log-probability / penalty(length), end token included in both (see
-    `penalty_table`); plus, where there is a `coverage_penalty`, what leaving source
-    tokens out costs (see `coverage_score`): the step must then give attention, and
-    `source_mask` [B, S] is false where the source is padding. The n best are kept. A
-    sentence is done, by `stop`,
+    `penalty_table`); plus, with a `coverage_penalty`, `coverage_score`: the step must
+    give attention, and `source_mask` [B, S] says where the source is no padding. The n
+    best are kept. A sentence is done, by `stop`,
     - "beams": when K targets have ended (fairseq, CTranslate2);
     - "first": when one has ended (n at least, if n are wanted);
     - "bound": when no live beam could still beat the worst of the n best, however it
       went on. With K at least the number of all prefixes, this is exhaustive search.
     That bound ends every search, as it never changes a result. With one beam this is
     greedy search. `constraints` forbid tokens, and change no other's log-probability.
-    `diversity_rate` charges later siblings where beams are chosen, never their scores
-    (see `diverse_tokens`).
+    `diversity_rate` charges later siblings in choosing beams (see `diverse_tokens`).
 
     `prefix` [B, P] begins with the start token; more than that forces how each target
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
@@ -129,25 +127,16 @@ def advance_beams(
     lengths = beams.lengths + alive(beams)
 
     first = jax.tree.map(lambda x: x[:, :beam_size], best)
-    ended = first.tokens == eos_id
-    ended_scores = first.log_probabilities / divisors[lengths][:, None]
-    coverage = beams.coverage
-    if coverage is not None:
-        covered = coverage_score(coverage, coverage_penalty)
-        ended_scores += jnp.take_along_axis(covered, first.parents, axis=1)
-    histories, of_tokens = longer(
-        beams, first.parents, first.tokens, first.token_log_probabilities
+    ended = ended_targets(
+        first,
+        beams,
+        eos_id=eos_id,
+        divisors=divisors,
+        coverage_penalty=coverage_penalty,
     )
-    finished = keep_best(
-        beams.finished,
-        SearchResult(
-            tokens=histories[..., 1:],
-            lengths=jnp.broadcast_to(lengths[:, None], ended.shape),
-            scores=jnp.where(ended, ended_scores, -jnp.inf),
-            log_probabilities=jnp.where(ended, first.log_probabilities, -jnp.inf),
-            token_log_probabilities=of_tokens,
-        ),
-    )
+    finished = keep_best(beams.finished, ended)
+    num_finished = beams.num_finished + (ended.scores > -jnp.inf).sum(axis=-1)
+
     going_on = jnp.where(best.tokens == eos_id, -jnp.inf, best.preferences)
     preferred, index = jax.lax.top_k(going_on, beam_size)
     kept = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=-1), best)
@@ -155,11 +144,11 @@ def advance_beams(
     histories, of_tokens = longer(
         beams, kept.parents, kept.tokens, kept.token_log_probabilities
     )
+    coverage = beams.coverage
     if coverage is not None:
         coverage = jnp.take_along_axis(coverage, kept.parents[..., None], axis=1)
     # A coverage of the whole source costs nothing, so the bound holds with one too.
     bound = live.max(axis=-1) / divisors[beams.job.max_lengths]
-    num_finished = beams.num_finished + (ended & (ended_scores > -jnp.inf)).sum(axis=-1)
     wanted = {"beams": beam_size, "first": finished.scores.shape[1]}
     done = bound <= finished.scores[:, -1]
     if stop in wanted:
@@ -214,6 +203,33 @@ def best_continuations(
     found = Continuations(parents, tokens, chosen, sums, preferences)
     _, order = jax.lax.top_k(preferences, sums.shape[1])
     return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=-1), found)
+
+
+def ended_targets(
+    found: Continuations,
+    beams: Beams,
+    *,
+    eos_id: int,
+    divisors: Array,
+    coverage_penalty: float,
+) -> SearchResult:
+    """The continuations [B, K] as whole targets; what does not end has score -inf."""
+    lengths = beams.lengths + alive(beams)
+    scores = found.log_probabilities / divisors[lengths][:, None]
+    if beams.coverage is not None:
+        covered = coverage_score(beams.coverage, coverage_penalty)
+        scores += jnp.take_along_axis(covered, found.parents, axis=1)
+    histories, of_tokens = longer(
+        beams, found.parents, found.tokens, found.token_log_probabilities
+    )
+    ended = found.tokens == eos_id
+    return SearchResult(
+        tokens=histories[..., 1:],
+        lengths=jnp.broadcast_to(lengths[:, None], ended.shape),
+        scores=jnp.where(ended, scores, -jnp.inf),
+        log_probabilities=jnp.where(ended, found.log_probabilities, -jnp.inf),
+        token_log_probabilities=of_tokens,
+    )
 
 
 def keep_best(old: SearchResult, new: SearchResult) -> SearchResult:

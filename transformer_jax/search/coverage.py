@@ -37,7 +37,7 @@ def coverage_score(coverage: Array, penalty: float) -> Array:
     Σⱼ pᵢⱼ is the attention that position i has had from all target tokens j, the end
     token included. Never above 0, and never falling as a target grows.
 
-    >>> coverage_score(jnp.array([[[1.5, 1.0], [0.0, 0.1]]]), 0.5).round(2).tolist()
-    [[0.0, -11.510000228881836]]
+    >>> coverage_score(jnp.array([[[1.5, 1.0], [0.25, 1.0]]]), 0.5).round(3)
+    Array([[ 0.   , -0.693]], dtype=float32)
     """
     return penalty * jnp.log(jnp.clip(coverage, LEAST, 1.0)).sum(axis=-1)

@@ -141,19 +141,8 @@ class Translator:
         search = search or self.search
         forced = self._forced(prefixes, len(lines), first_line)
         sources = [self.source_ids(line) for line in lines]
-        limit = self.max_source_tokens
-        long = [i for i, source in enumerate(sources) if len(source) > limit]
-        if long:
-            logger.warning(
-                "%d of %d lines have more than %d tokens: only their beginning is "
-                "translated. The first is line %d.",
-                len(long),
-                len(lines),
-                limit,
-                first_line + long[0],
-            )
+        cut = self._too_long(sources, first_line)
         found: list[Translation | None] = [None] * len(lines)
-        cut = set(long)
         places = [i for i, source in enumerate(sources) if len(source)]
         with _updating(progress, len(lines)) as update:
             update(len(lines) - len(places))
@@ -173,6 +162,21 @@ class Translator:
                 found[line] = as_translation(hypotheses, truncated=line in cut)
                 update(1)
         return [each or as_translation((), truncated=False) for each in found]
+
+    def _too_long(self, sources: Sequence[np.ndarray], first_line: int) -> set[int]:
+        """Places of those that are to be cut; warns of them."""
+        limit = self.max_source_tokens
+        long = [i for i, source in enumerate(sources) if len(source) > limit]
+        if long:
+            logger.warning(
+                "%d of %d lines have more than %d tokens: only their beginning is "
+                "translated. The first is line %d.",
+                len(long),
+                len(sources),
+                limit,
+                first_line + long[0],
+            )
+        return set(long)
 
     def _forced(
         self, prefixes: Sequence[str | None] | None, lines: int, first_line: int
