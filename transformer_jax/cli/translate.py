@@ -220,6 +220,11 @@ def _aligner(args: Args, translator: "Translator") -> Callable[..., Any]:
                 "--align-layer and --align-pieces say how to align: give --align too."
             )
         return lambda lines, translations: translations
+    if args.ensemble:
+        raise ValueError(
+            "--align reads the attention of one model, and --ensemble gives several: "
+            "leave out one of them."
+        )
     from transformer_jax.translation.alignment import align, checked_layer
     from transformer_jax.translation.translator import BATCH_TOKENS
 
