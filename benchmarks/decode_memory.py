@@ -6,9 +6,9 @@ By default Transformer-base with 32 000 symbols, 128 sentences side by side with
 each, sources of up to 64 tokens, and a cache that has grown to 128 target tokens. No
 weights are made and nothing is run: the program that adds tokens is compiled for these
 shapes, and what it holds is read from `compiled.memory_analysis()`. The state is
-donated, so what goes in and what comes out share their memory. While a cache grows, from
-three quarters of its size, the old one and the new are there, and the program is not
-running.
+donated, so what goes in and what comes out share their memory. While a cache grows,
+from three quarters of its size, the old one and the new are there, and the program is
+not running.
 """
 
 import dataclasses
