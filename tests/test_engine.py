@@ -150,13 +150,13 @@ def compiled(function: Any) -> int:
 @METHODS
 def test_each_shape_is_compiled_once(search):
     search = SearchConfig(**{**vars(search), "alpha": 0.77})  # not compiled before
-    before = compiled(slots.advance), compiled(slots.refill)
+    before = compiled(slots.advance), compiled(slots.prepare)
     found_by(make_decoder(search), make_sentences())
     # Another model of the same kind, as at the next evaluation of a training.
     found_by(make_decoder(search, seed=1), make_sentences())
     caches, sources = 2, 2
     assert compiled(slots.advance) - before[0] <= caches
-    assert compiled(slots.refill) - before[1] <= sources
+    assert compiled(slots.prepare) - before[1] <= sources
 
 
 @METHODS
@@ -171,7 +171,7 @@ def test_devices_share_a_queue(search):
 
 def test_the_error_of_a_device_is_raised_and_ends_the_others():
     class Broken(Decoder):
-        def run(self, queue):
+        def run(self, queue, *, sharing=1):
             raise RuntimeError("no such device")
             yield
 

@@ -1,7 +1,8 @@
 """Continuous batching: new sentences take the places of those that are done.
 
-A device has B slots with one sentence each. It adds tokens to all of them until enough
-are done; then new sentences are encoded into the free slots, and so on.
+A device has B slots with one sentence each. P sentences at a time are encoded, and wait
+until one is done and leaves its slot to the next; when none waits, the device comes
+back with what it has found, and for more.
 """
 
 import threading
@@ -31,13 +32,16 @@ from transformer_jax.translation.slots import (
     Slots,
     advance,
     empty_slots,
+    free_at_least,
     make_offer,
     move,
-    refill,
+    prepare,
     resize,
 )
 from transformer_jax.types import Params
 
+MOST_WAITING = 32
+"""Sentences that are encoded together, and then wait for a slot."""
 FEWEST_TO_MOVE = 32
 """As many slots move together when most of them are empty."""
 
@@ -99,36 +103,43 @@ class Decoder:
         parameters lie."""
         self.model: Any = model
         self.params, self.plan, self.length = params, plan, length
-        self.at_once = max(1, slots // 8)
-        """P: sentences that are encoded together, and wait for as many free slots."""
         self.slots = slots
-        self.sentences: list[Sentence | None] = [None] * slots
-        self.state = self._empty()
-        self.offer: Offer | None = None
+        self.most_waiting = min(slots, MOST_WAITING)
+        """P"""
+        self._clear()
 
-    def run(self, queue: deque[Sentence]) -> Iterator[Found]:
-        """Takes sentences from the queue, which others may share, until none is left.
+    def run(self, queue: deque[Sentence], *, sharing: int = 1) -> Iterator[Found]:
+        """Takes sentences from the queue, which `sharing` decoders share, until none is
+        left.
 
         While some are handed out, the device goes on with the others.
         """
         # An earlier run moved together at its end, or was not read to its end.
         if len(self.sentences) < self.slots or any(self.sentences):
-            self.sentences = [None] * self.slots
-            self.state = self._empty()
+            self._clear()
         done: list[Found] = []
         while True:
-            self._fill(queue)
-            if not any(self.sentences):
+            if self.taken == len(self.waiting):
+                self._prepare(queue, sharing)
+            if not (self.waiting or any(self.sentences)):
                 break
-            report = self._advance(self._enough(bool(queue)))
+            report = self._advance(more=bool(queue))
             yield from done
             report = jax.device_get(report)
             done = self._take_done(report)
-            self._fit(int(report.longest), bool(queue))
+            self._fit(int(report.longest), more=bool(queue))
         yield from done
 
-    def _empty(self) -> Slots:
-        return empty_slots(
+    def _clear(self) -> None:
+        """No sentence is in the slots, and none waits."""
+        self.sentences: list[Sentence | None] = [None] * self.slots
+        self.waiting: list[Sentence] = []
+        self.taken = 0
+        """How many of them have been taken in."""
+        self.encoded: Slots | None = None
+        """What `waiting` is to the device."""
+        self.offer: Offer | None = None
+        self.state = empty_slots(
             self.params,
             model=self.model,
             plan=self.plan,
@@ -136,14 +147,34 @@ class Decoder:
             length=self.length,
         )
 
-    def _enough(self, waiting: bool) -> int:
+    def _prepare(self, queue: deque[Sentence], sharing: int) -> None:
+        """Encodes the next sentences of the queue; towards its end fewer, so that all
+        who share it end together."""
+        share = self.most_waiting
+        if sharing > 1:
+            share = min(share, max(share // 4, len(queue) // (2 * sharing), 1))
+        self.waiting, self.taken = _take(queue, share), 0
+        if not self.waiting:
+            return
+        rows = self.most_waiting
+        self.encoded = prepare(
+            self.params,
+            *stacked(self.waiting, rows=rows, longest=self.length),
+            stacked_jobs(self.waiting, rows=rows, plan=self.plan),
+            model=self.model,
+            plan=self.plan,
+            length=self.length,
+        )
+        self.offer = self._offer()
+
+    def _enough(self, more: bool) -> int:
         """Sentences that may be alive when the device comes back."""
         slots = len(self.sentences)
-        if waiting:
-            return slots - self.at_once
+        if more:
+            return slots - free_at_least(slots)
         return slots // 4 if slots >= FEWEST_TO_MOVE else 0
 
-    def _fit(self, longest: int, waiting: bool) -> None:
+    def _fit(self, longest: int, *, more: bool) -> None:
         """Makes the cache as long as its sentences need, and moves the last ones into
         fewer slots."""
         room = self.state.beams.cache.ancestors.shape[1]
@@ -153,8 +184,8 @@ class Decoder:
             length = min(room_for(longest * 4 // 3 + 1, FIRST_CACHE), room)
         running = [i for i, each in enumerate(self.sentences) if each is not None]
         slots = len(self.sentences)
-        few = not waiting and slots >= FEWEST_TO_MOVE and len(running) <= slots // 4
-        if few and running:
+        last = not more and self.taken == len(self.waiting)
+        if last and running and slots >= FEWEST_TO_MOVE and len(running) <= slots // 4:
             free = [i for i, each in enumerate(self.sentences) if each is None]
             kept = (running + free)[: slots // 4]
             self.sentences = [self.sentences[i] for i in kept]
@@ -165,49 +196,28 @@ class Decoder:
             beams = beams._replace(cache=resize(beams.cache, length=length))
             self.state = self.state._replace(beams=beams)
 
-    def _fill(self, queue: deque[Sentence]) -> None:
-        new_ones = False
-        free = [slot for slot, each in enumerate(self.sentences) if each is None]
-        while len(free) >= self.at_once and (new := _take(queue, self.at_once)):
-            slots, free = free[: len(new)], free[len(new) :]
-            for slot, sentence in zip(slots, new, strict=True):
-                self.sentences[slot] = sentence
-            unused = [len(self.sentences)] * (self.at_once - len(new))
-            beams = self.state.beams
-            state = refill(
-                self.params,
-                self.state._replace(beams=beams._replace(cache=None)),
-                np.array([*slots, *unused], np.int32),
-                *stacked(new, rows=self.at_once, longest=self.length),
-                stacked_jobs(new, rows=self.at_once, plan=self.plan),
-                model=self.model,
-                plan=self.plan,
-            )
-            whole = state.beams._replace(cache=beams.cache)
-            self.state = state._replace(beams=whole)
-            new_ones = True
-        if new_ones:
-            self.offer = self._offer()
-
     def _offer(self) -> Offer | None:
-        """What the sentences in the slots may choose from, if it is not everything."""
+        """What the sentences may choose from, if it is not everything."""
+        nobody = self.most_waiting - len(self.waiting)
         lists = [
             None
             if each is None or each.candidates is None
             else np.union1d(each.candidates, each.prefix).astype(np.int64)
-            for each in self.sentences
+            for each in (*self.sentences, *self.waiting, *[None] * nobody)
         ]
         if all(each is None for each in lists):
             return None
         ids, allowed = joint_choice(lists, self.model.config.target_vocab_size)
         return make_offer(self.params, ids, allowed, model=self.model)
 
-    def _advance(self, enough: int) -> Report:
-        """Goes on until no more than `enough` sentences are alive."""
+    def _advance(self, *, more: bool) -> Report:
+        """Goes on until all who wait are taken in, and enough are done."""
         self.state, report = advance(
             self.params,
             self.state,
-            np.int32(enough),
+            self.encoded,
+            np.array([self.taken, len(self.waiting)], np.int32),
+            np.int32(self._enough(more)),
             self.offer,
             model=self.model,
             plan=self.plan,
@@ -215,14 +225,22 @@ class Decoder:
         return report
 
     def _take_done(self, report: Report) -> list[Found]:
-        done = []
-        for slot, sentence in enumerate(self.sentences):
-            if sentence is not None and not report.alive[slot]:
-                found = report.finished, report.effort
-                found = jax.tree.map(lambda x, slot=slot: x[slot], found)
-                done.append(Found(sentence.index, *found))
-                self.sentences[slot] = None
-        return done
+        """Those that are done; the others stay in the slots that they have now."""
+        slots, last = len(self.sentences), int(report.taken)
+        owners = {i: each for i, each in enumerate(self.sentences) if each is not None}
+        for place in range(self.taken, last):
+            owners[slots + place] = self.waiting[place]
+        self.taken = last
+        tickets = [
+            int(ticket) if alive else None
+            for ticket, alive in zip(report.tickets, report.alive, strict=True)
+        ]
+        self.sentences = [None if each is None else owners[each] for each in tickets]
+        found = report.finished, report.effort
+        return [
+            Found(owners[i].index, *jax.tree.map(lambda x, i=i: x[i], found))
+            for i in sorted(owners.keys() - set(tickets))
+        ]
 
 
 def stacked(

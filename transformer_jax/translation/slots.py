@@ -1,6 +1,8 @@
 """The slots of a device, and the few programs that work on them.
 
 Each is compiled once for each shape, and works in place: only what is new is written.
+Sentences that wait are encoded beforehand, and take the place of those that are done
+inside the program, so that the device need not come back for each of them.
 """
 
 import functools
@@ -41,7 +43,7 @@ from transformer_jax.translation.methods import SearchPlan, method_of
 from transformer_jax.types import Array, Cache, Memory, Params
 
 FIRST_CACHE = 32
-"""Target tokens that the cache has room for at first; it doubles when need be."""
+"""Target tokens that the cache has room for at first; it grows when need be."""
 
 
 class Slots(NamedTuple):
@@ -54,22 +56,50 @@ class Slots(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """What the sentences of all slots choose their tokens from."""
+    """What the sentences choose from: those in the slots, and those that wait."""
 
     choice: Choice
+    """Of B + P sentences."""
     output: Output
 
 
 class Report(NamedTuple):
-    """What the host needs to know of the slots."""
+    """What the host needs to know of the slots.
 
+    Sentences are known by tickets: those that were in the slots have 0 … B - 1, by
+    slot, and those that waited B … B + P - 1.
+    """
+
+    tickets: Array
+    """[B]: whose sentence each slot has now."""
     alive: Array
     """[B]: sentences that are not done."""
+    taken: Array
+    """[]: how many of those that waited have been taken in."""
     longest: Array
     """[]: most target tokens that one of them has, or guesses ahead of them."""
     finished: SearchResult
+    """[B + P, …], by ticket."""
     effort: Effort | None
-    """Of a search in blocks."""
+    """Of a search in blocks; by ticket too."""
+
+
+class Progress(NamedTuple):
+    """Where `advance` stands."""
+
+    slots: Slots
+    tickets: Array
+    taken: Array
+    delivered: tuple[SearchResult, Effort | None]
+    """By ticket: of sentences that have left their slot."""
+    allowed: Array | None
+    """[B, U], of an offer: which tokens each slot's sentence may use."""
+
+
+def free_at_least(slots: int) -> int:
+    """Slots of B that are free when sentences that wait are taken in: they come in
+    together, as each coming in costs about a tenth of a step."""
+    return max(1, slots // 16)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan", "slots", "length"))
@@ -77,10 +107,7 @@ def empty_slots(
     params: Params, *, model: AnyModel, plan: SearchPlan, slots: int, length: int
 ) -> Slots:
     """B free slots for sources of up to S = `length` tokens."""
-    ids = jax.ShapeDtypeStruct((slots, length), jnp.int32)
-    memory = jax.eval_shape(
-        functools.partial(encode_all, model, plan.draft), params, ids, ids
-    )
+    memory = _memory_like(params, model, plan, slots, length)
     memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory)
     cache = empty_caches(model, plan, slots, min(FIRST_CACHE, plan.max_length))
     prefix = jnp.full((slots, plan.prefix_width), plan.start_id, jnp.int32)
@@ -94,30 +121,27 @@ def empty_slots(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",)
-)
-def refill(
+@functools.partial(jax.jit, static_argnames=("model", "plan", "length"))
+def prepare(
     params: Params,
-    state: Slots,
-    slots: Array,
     inputs: Array,
     segment_ids: Array,
     job: Job,
     *,
     model: AnyModel,
     plan: SearchPlan,
+    length: int,
 ) -> Slots:
-    """Encodes P sentences, inputs and segment ids [P, S], into `slots` [P].
+    """Encodes P sentences, inputs and segment ids [P, S'], for slots of S = `length`.
 
-    The state comes without its cache, which stays as it is: a sentence begins at
-    position 0, and never reads what it has not written.
+    They have no cache: that of a slot serves its next sentence as it is, since this
+    begins at position 0, and never reads what it has not written.
     """
     memory = encode_all(model, plan.draft, params, inputs, segment_ids)
-    memory = jax.tree.map(_padded_like, memory, state.memory)
+    whole = _memory_like(params, model, plan, len(inputs), length)
+    memory = jax.tree.map(_padded_like, memory, whole)
     beams = _first_beams(plan, job, memory)
-    new = Slots(beams, memory, nothing_ahead(plan, beams))
-    return replace_sentences(state, new, slots)
+    return Slots(beams, memory, nothing_ahead(plan, beams))
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -133,26 +157,119 @@ def make_offer(params: Params, ids: Array, allowed: Array, *, model: Any) -> Off
 def advance(
     params: Params,
     state: Slots,
+    waiting: Slots,
+    places: Array,
     enough: Array,
     offer: Offer | None = None,
     *,
     model: AnyModel,
     plan: SearchPlan,
 ) -> tuple[Slots, Report]:
-    """Searches on until no more than `enough` sentences are alive, or the cache is too
-    short for one of them."""
-    beams, memory, ahead = state
-    room = beams.cache.ancestors.shape[1]
+    """Searches on until those of `waiting` are all taken in and no more than `enough`
+    sentences are alive, or the cache is too short for one of them.
+
+    `places` [2]: the first of those that still wait, and the place after the last.
+    """
+    room = state.beams.cache.ancestors.shape[1]
+    free = free_at_least(_count(state))
 
     def longest(beams: Beams) -> Array:
         lengths = jnp.where(alive(beams), beams.lengths, 0)
         return lengths.max() + plan.search.block - 1
 
-    def going_on(beams: Beams) -> Array:
+    def has_room(beams: Beams) -> Array:
         # Where the cache is whole, only guesses beyond the last place lack room.
-        whole = room >= plan.max_length
-        return (alive(beams).sum() > enough) & (whole | (longest(beams) < room))
+        return jnp.bool_(room >= plan.max_length) | (longest(beams) < room)
 
+    def going_on(now: Progress) -> Array:
+        wanted = (now.taken < places[1]) | (alive(now.slots.beams).sum() > enough)
+        return wanted & has_room(now.slots.beams)
+
+    def go_on(now: Progress) -> Progress:
+        now = _take_in(now, waiting, places[1], offer and offer.choice)
+        most = jnp.where(now.taken < places[1], _count(state) - free, enough)
+        slots = _search_while(
+            lambda beams: (alive(beams).sum() > most) & has_room(beams),
+            params,
+            now.slots,
+            now.allowed,
+            offer,
+            model=model,
+            plan=plan,
+        )
+        return now._replace(slots=slots)
+
+    start = _first_progress(state, waiting, places[0], offer and offer.choice)
+    end = jax.lax.while_loop(going_on, go_on, start)
+    delivered = replace_sentences(end.delivered, _results(end.slots), end.tickets)
+    beams = end.slots.beams
+    report = Report(end.tickets, alive(beams), end.taken, longest(beams), *delivered)
+    return end.slots, report
+
+
+def _first_progress(
+    state: Slots, waiting: Slots, first: Array, choice: Choice | None
+) -> Progress:
+    """Nobody has been taken in yet."""
+    count = _count(state) + _count(waiting)
+    delivered = jax.tree.map(
+        lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), _results(state)
+    )
+    return Progress(
+        slots=state,
+        tickets=jnp.arange(_count(state), dtype=jnp.int32),
+        taken=first.astype(jnp.int32),
+        delivered=delivered,
+        allowed=choice and choice.allowed[: _count(state)],
+    )
+
+
+def _take_in(
+    now: Progress, waiting: Slots, end: Array, choice: Choice | None
+) -> Progress:
+    """Gives free slots, as many as `free_at_least`, to sentences that wait, those up to
+    the place `end`; what was found in these slots is delivered."""
+    slots, count = now.slots, _count(now.slots)
+    free = ~alive(slots.beams)
+    places = jnp.argsort(~free, stable=True)[: free_at_least(count)]  # free ones first
+    new = now.taken + jnp.arange(len(places), dtype=jnp.int32)
+    fits = free[places] & (new < end)
+    nowhere = count + _count(waiting)
+
+    left = jnp.where(fits, now.tickets[places], nowhere)
+    found = jax.tree.map(lambda x: x[places], _results(slots))
+    delivered = replace_sentences(now.delivered, found, left)
+
+    places = jnp.where(fits, places, count)
+    cache = slots.beams.cache
+    coming = jax.tree.map(lambda x: x.at[new].get(mode="clip"), waiting)
+    slots = slots._replace(beams=slots.beams._replace(cache=None))
+    slots = replace_sentences(slots, coming, places)
+    allowed = now.allowed
+    if choice is not None:
+        theirs = choice.allowed.at[count + new].get(mode="clip")
+        allowed = replace_sentences(allowed, theirs, places)
+    return Progress(
+        slots=slots._replace(beams=slots.beams._replace(cache=cache)),
+        tickets=now.tickets.at[places].set(count + new, mode="drop"),
+        taken=now.taken + fits.sum(dtype=jnp.int32),
+        delivered=delivered,
+        allowed=allowed,
+    )
+
+
+def _search_while(
+    going_on: Callable[[Beams], Array],
+    params: Params,
+    slots: Slots,
+    allowed: Array | None,
+    offer: Offer | None,
+    *,
+    model: AnyModel,
+    plan: SearchPlan,
+) -> Slots:
+    """Adds tokens to the sentences in the slots while `going_on(beams)` is true."""
+    beams, memory, ahead = slots
     if ahead is None:
         step_fn = step_of(
             model,
@@ -160,17 +277,16 @@ def advance(
             return_attention=beams.coverage is not None,
             output=offer and offer.output,
         )
-        method = method_of(
-            plan, offer and offer.choice, vocab_size=model.config.target_vocab_size
-        )
+        choice = None
+        if offer is not None and allowed is not None:
+            choice = offer.choice._replace(allowed=allowed)
+        method = method_of(plan, choice, vocab_size=model.config.target_vocab_size)
         beams = search_while(going_on, step_fn, memory, beams, method)
     else:
         beams, ahead = search_ahead_while(
             going_on, params, memory, beams, ahead, model=model, plan=plan
         )
-    effort = ahead and ahead.effort
-    report = Report(alive(beams), longest(beams), beams.finished, effort)
-    return Slots(beams, memory, ahead), report
+    return Slots(beams, memory, ahead)
 
 
 @jax.jit
@@ -186,6 +302,25 @@ def move(state: Slots, slots: Array) -> Slots:
 def resize(cache: Cache, *, length: int) -> Cache:
     """The cache with room for `length` target tokens."""
     return _each_cache(lambda each: resized_cache(each, length), cache)
+
+
+def _count(slots: Slots) -> int:
+    """B"""
+    return slots.beams.lengths.shape[0]
+
+
+def _results(slots: Slots) -> tuple[SearchResult, Effort | None]:
+    """What has been found in each slot."""
+    return slots.beams.finished, slots.ahead and slots.ahead.effort
+
+
+def _memory_like(
+    params: Params, model: AnyModel, plan: SearchPlan, sentences: int, length: int
+) -> Memory:
+    """Shapes and types of the memory of so many sentences of S = `length`."""
+    ids = jax.ShapeDtypeStruct((sentences, length), jnp.int32)
+    encode = functools.partial(encode_all, model, plan.draft)
+    return jax.eval_shape(encode, params, ids, ids)
 
 
 def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:

@@ -286,7 +286,7 @@ class Translator:
                 decoder = None  # before the next one takes its memory
                 params, (plan, slots, length) = self._copies[device], shape
                 decoder = Decoder(self.model, params, plan, slots=slots, length=length)
-            yield from decoder.run(task.queue)
+            yield from decoder.run(task.queue, sharing=task.devices)
             self._idle[device] = shape, decoder
 
     def _plan(self, source_length: int, search: SearchConfig, width: int) -> SearchPlan:
