@@ -58,9 +58,7 @@ def as_array(asked) -> jax.Array:
 
 def holds(tokens, phrase) -> bool:
     size = len(phrase)
-    return any(
-        tuple(tokens[i : i + size]) == tuple(phrase) for i in range(len(tokens))
-    )
+    return any(tuple(tokens[i : i + size]) == tuple(phrase) for i in range(len(tokens)))
 
 
 def lacks(tokens, phrases) -> int:
@@ -68,7 +66,15 @@ def lacks(tokens, phrases) -> int:
 
 
 def expected_of(
-    table, phrases, *, limit=LENGTH, n=4, kind="average", alpha=1.0, prefix=(), able=None
+    table,
+    phrases,
+    *,
+    limit=LENGTH,
+    n=4,
+    kind="average",
+    alpha=1.0,
+    prefix=(),
+    able=None,
 ) -> list[Hypothesis]:
     """The best of those that lack fewest; what lacks some ends at the limit alone."""
     found = {}

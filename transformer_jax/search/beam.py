@@ -86,9 +86,8 @@ def beam_search(
     That bound ends every search, as it never changes a result. With one beam this is
     greedy search. `constraints` forbid tokens, and change no other's log-probability.
     `diversity_rate` charges later siblings in choosing beams (see `diverse_tokens`).
-    `phrases` [B, C, W] are what each target must hold, in a row and anywhere, in its
-    prefix too; they may overlap. What lacks one does not end before its last place, and
-    is found only where nothing that lacks fewer is (see `required.py`).
+    `phrases` [B, C, W] are what each target must hold, anywhere; they may overlap. What
+    lacks one ends at the last place alone, and is found only where nothing better is.
 
     `prefix` [B, P] begins with the start token; more than that forces how each target
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
@@ -98,11 +97,9 @@ def beam_search(
     sentence side by side. A sentence's result does not depend on the others.
     """
     job = make_job(prefix, max_lengths, max_length=max_length, phrases=phrases)
-    start = first_beams(
-        job, cache, beam_size=beam_size, n_best=n_best, max_length=max_length
-    )
+    sizes = {"beam_size": beam_size, "n_best": n_best, "max_length": max_length}
+    start = first_beams(job, cache, **sizes)
     coverage = first_coverage(coverage_penalty, source_mask, beam_size)
-    start = start._replace(coverage=coverage)
     advance = functools.partial(
         advance_beams,
         eos_id=eos_id,
@@ -112,9 +109,8 @@ def beam_search(
         coverage_penalty=coverage_penalty,
         diversity_rate=diversity_rate,
     )
-    return search_while(
-        lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
-    ).finished
+    start, going_on = start._replace(coverage=coverage), lambda x: jnp.any(alive(x))
+    return search_while(going_on, step_fn, memory, start, advance).finished
 
 
 def advance_beams(
@@ -138,23 +134,13 @@ def advance_beams(
         diversity_rate=diversity_rate,
     )
     lengths = beams.lengths + alive(beams)
-
-    first = jax.tree.map(lambda x: x[:, :beam_size], best)
-    ended = ended_targets(
-        first,
+    beams = with_ended(
+        jax.tree.map(lambda x: x[:, :beam_size], best),
         beams,
         eos_id=eos_id,
         divisors=divisors,
         coverage_penalty=coverage_penalty,
     )
-    finished, progress = beams.finished, beams.progress
-    if progress is not None:
-        finished, ended, progress = fewest_lacking(
-            finished, ended, first.parents, progress
-        )
-    finished = keep_best(finished, ended)
-    num_finished = beams.num_finished + (ended.scores > -jnp.inf).sum(axis=-1)
-
     going_on = jnp.where(best.tokens == eos_id, -jnp.inf, best.preferences)
     preferred, index = jax.lax.top_k(going_on, beam_size)
     kept = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=-1), best)
@@ -162,7 +148,7 @@ def advance_beams(
     histories, of_tokens = longer(
         beams, kept.parents, kept.tokens, kept.token_log_probabilities
     )
-    coverage = beams.coverage
+    coverage, progress = beams.coverage, beams.progress
     if coverage is not None:
         coverage = jnp.take_along_axis(coverage, kept.parents[..., None], axis=1)
     if progress is not None:
@@ -170,18 +156,16 @@ def advance_beams(
         progress = progress._replace(matched=matched)
     # A coverage of the whole source costs nothing, so the bound holds with one too.
     bound = live.max(axis=-1) / divisors[beams.job.max_lengths]
-    wanted = {"beams": beam_size, "first": finished.scores.shape[1]}
-    done = bound <= finished.scores[:, -1]
+    done = bound <= beams.finished.scores[:, -1]
+    wanted = {"beams": beam_size, "first": beams.finished.scores.shape[1]}
     if stop in wanted:
-        done = done | (num_finished >= wanted[stop])
+        done = done | (beams.num_finished >= wanted[stop])
     return beams._replace(
         lengths=lengths,
         tokens=histories,
         token_log_probabilities=of_tokens,
         log_probabilities=jnp.where(done[:, None], -jnp.inf, live),
         parents=kept.parents,
-        finished=finished,
-        num_finished=num_finished,
         coverage=coverage,
         progress=progress,
     )
@@ -233,6 +217,35 @@ def best_continuations(
     found = Continuations(parents, tokens, chosen, sums, preferences)
     _, order = jax.lax.top_k(preferences, sums.shape[1])
     return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=-1), found)
+
+
+def with_ended(
+    first: Continuations,
+    beams: Beams,
+    *,
+    eos_id: int,
+    divisors: Array,
+    coverage_penalty: float,
+) -> Beams:
+    """The state in which those of the first continuations [B, K] that end are set
+    aside."""
+    ended = ended_targets(
+        first,
+        beams,
+        eos_id=eos_id,
+        divisors=divisors,
+        coverage_penalty=coverage_penalty,
+    )
+    finished, progress = beams.finished, beams.progress
+    if progress is not None:
+        finished, ended, progress = fewest_lacking(
+            finished, ended, first.parents, progress
+        )
+    return beams._replace(
+        finished=keep_best(finished, ended),
+        num_finished=beams.num_finished + (ended.scores > -jnp.inf).sum(axis=-1),
+        progress=progress,
+    )
 
 
 def ended_targets(

@@ -11,12 +11,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.search.required import Progress, first_progress
+from transformer_jax.search.required import FREE, Progress, first_progress
 from transformer_jax.search.result import SearchResult
 from transformer_jax.types import Array, Cache, Memory, StepFn
-
-FREE = -1
-"""In a prefix: a place where the search chooses; in a phrase: behind its end."""
 
 
 class Job(NamedTuple):

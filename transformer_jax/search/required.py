@@ -1,12 +1,13 @@
 """Phrases that every target must hold, in the manner of dynamic beam allocation.
 
-Each sentence has C phrases of up to W tokens (`Job.phrases`). Beams are offered the next
-token of each phrase that they lack, whatever its probability, and the places in the beam
-are shared out by how much of the phrases is there (Post and Vilar, 2018; as arrays, Hu
-et al., 2019): else beams that pay for a phrase would lose to those that do not yet.
+Each sentence has C phrases of up to W tokens (`Job.phrases`). Beams are offered the
+next token of each phrase that they lack, however unlikely it is, and the places in the
+beam are shared out by how much of the phrases is there (Post and Vilar, 2018; as
+arrays, Hu et al., 2019): else beams that paid for a phrase would lose to those that did
+not yet.
 
-A beam's way through a phrase is that of Knuth, Morris and Pratt: where the next token is
-not the phrase's, its longest beginning that the target now ends with is what is left.
+A beam's way through a phrase is that of Knuth, Morris and Pratt (1977): where the next
+token is not the phrase's, its longest beginning that the target now ends with is left.
 """
 
 from typing import NamedTuple
@@ -16,15 +17,15 @@ import jax.numpy as jnp
 from transformer_jax.search.result import SearchResult
 from transformer_jax.types import Array
 
-NOTHING = -1
-"""Behind a phrase's last token, as `beams.FREE`."""
+FREE = -1
+"""In a phrase: behind its end; in a prefix: a place where the search chooses."""
 
 
 class Progress(NamedTuple):
     """What the targets hold of their phrases."""
 
     phrases: Array
-    """[B, C, W] int32, `NOTHING` behind the last token of each."""
+    """[B, C, W] int32, `FREE` behind the last token of each."""
     matched: Array
     """[B, K, C] int32: tokens of each phrase that the beam ends with; once it holds the
     whole phrase, always all of them."""
@@ -69,7 +70,7 @@ def first_progress(phrases: Array | None, beam_size: int) -> Progress | None:
 
 def sizes_of(progress: Progress) -> Array:
     """[B, 1, C]: tokens of each phrase; 0: there is none."""
-    sizes = (progress.phrases != NOTHING).sum(axis=-1, dtype=jnp.int32)
+    sizes = (progress.phrases != FREE).sum(axis=-1, dtype=jnp.int32)
     return sizes[:, None]
 
 
@@ -96,9 +97,7 @@ def matched_after(progress: Progress, parents: Array, tokens: Array) -> Array:
     return jnp.where(before == sizes_of(progress), before, after)
 
 
-def without_early_end(
-    logits: Array, progress: Progress, eos_id: int | Array
-) -> Array:
+def without_early_end(logits: Array, progress: Progress, eos_id: int | Array) -> Array:
     """Logits [B, K, V] that let no target end that lacks a phrase."""
     lacks = jnp.any(progress.matched < sizes_of(progress), axis=-1)
     ends = jnp.arange(logits.shape[-1]) == eos_id
@@ -139,10 +138,10 @@ def with_next_tokens(
 def shared_out(ways: Ways, progress: Progress, room: Array) -> Array:
     """Preferences [B, X] by which the beam takes some of each bank of ways.
 
-    A bank are those with equally many tokens of phrases: of those that are whole, and of
-    the one that is furthest. First comes the best of each bank, the one with most
-    tokens first, then the second best of each. Ways that may not have the `room` [B] for
-    what they lack come last.
+    A bank are those with equally many tokens of phrases: of those that are whole, and
+    of the one that is furthest. First comes the best of each bank, the one with most
+    tokens first, then the second best of each. Ways that may not have the `room` [B]
+    for what they lack come last.
     """
     matched = matched_after(progress, ways.parents, ways.tokens)
     sizes = sizes_of(progress)
