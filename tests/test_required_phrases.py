@@ -73,7 +73,7 @@ def brute_force(
     *,
     limit=LENGTH,
     n=4,
-    kind="average",
+    kind: Any = "average",
     alpha=1.0,
     prefix=(),
     able=lambda tokens: True,
@@ -112,10 +112,9 @@ def targets_of(found, sentence) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize(("kind", "alpha"), [("average", 1.0), ("gnmt", 0.8)])
-def test_with_enough_beams_equals_brute_force(kind, alpha):
+def test_with_enough_beams_equals_brute_force():
     table = table_for(ASKED)
-    rest: dict[str, Any] = {"kind": kind, "alpha": alpha, "n": 4}
+    rest: dict[str, Any] = {"kind": "gnmt", "alpha": 0.8, "n": 4}
     found = search(table, beam_size=EVERY, phrases=as_array(ASKED), **rest)
     differ = 0
     for sentence, phrases in enumerate(ASKED):
@@ -182,10 +181,7 @@ def test_what_is_forbidden_is_passed_over(name):
     found = search(table, beam_size=EVERY, n=4, **rest)
     for sentence, phrases in enumerate(asked):
         assert_are(found, sentence, brute_force(table[sentence], phrases, able=able))
-    for sentence in range(3):
-        for target in targets_of(search(table, beam_size=3, n=3, **rest), sentence):
-            assert able((*target, EOS))
-            assert not lacks(target, asked[sentence])
+        assert not lacks(targets_of(found, sentence)[0], phrases)
 
 
 def test_diversity_chooses_among_those_that_hold_the_phrases():
@@ -248,7 +244,7 @@ def plain_loop(table, phrases, *, beam_size, limit, n, enough) -> list[Hypothesi
     return sorted(found, key=lambda each: -each.score)[:n]
 
 
-@pytest.mark.parametrize("beam_size", [2, 3, 6])
+@pytest.mark.parametrize("beam_size", [2, 5])
 def test_small_beams_equal_a_plain_loop(beam_size):
     asked = [*ASKED, [(4, 2, 4, 2, 4, 1)], [(4,), (5,), (3,), (2,), (1, 1)]]
     table = table_for(asked, seed=6, length=8, vocab=6)
@@ -263,7 +259,7 @@ def test_small_beams_equal_a_plain_loop(beam_size):
         assert all(not lacks(each, phrases) for each in targets_of(found, sentence))
 
 
-@pytest.mark.parametrize("beam_size", [1, 2, 5])
+@pytest.mark.parametrize("beam_size", [1, 4])
 def test_whatever_the_beam_all_are_held_where_there_is_room(beam_size):
     """A search for the likeliest would leave them all out: they cost 30 nats a token,
     and begin with each other's tokens."""
@@ -284,9 +280,8 @@ def test_whatever_the_beam_all_are_held_where_there_is_room(beam_size):
 def test_a_sentence_without_phrases_is_searched_as_ever():
     table = table_for(ASKED, seed=8, length=7, vocab=6)
     options: dict[str, Any] = {"beam_size": 3, "n": 3, "stop": "beams"}
-    plain, found = (
-        search(table, **options, **more) for more in ({}, {"phrases": as_array(ASKED)})
-    )
+    plain = search(table, **options)
+    found = search(table, **options, phrases=as_array(ASKED))
     first = [jax.tree.map(lambda x: x[0], each) for each in (plain, found)]
     chex.assert_trees_all_equal(*first)
     assert (plain.tokens[1:] != found.tokens[1:]).any()
