@@ -25,7 +25,7 @@ from transformer_jax.search.constraints import (
     minimum_length,
     no_repeated_ngram,
 )
-from transformer_jax.search.required import first_progress, matched_after
+from transformer_jax.search.required import PRICE, first_progress, matched_after
 from transformer_jax.search.result import penalty_table
 
 VOCAB, LENGTH = 4, 5
@@ -224,12 +224,15 @@ def plain_loop(table, phrases, *, beam_size, limit, n, enough) -> list[Hypothesi
                     way = (*tokens, phrase[max(there, default=0)])
                     best += [way] * (way not in best)
         best.sort(key=lambda each: -ways[each])
-        banks: dict[int, int] = {}
-        turns = {}
-        for way in best:
-            bank = held(way)
-            rank = banks[bank] = banks.get(bank, -1) + 1
-            turns[way] = (size - bank > limit - place - 2, rank, -bank)
+        furthest = max(best, key=held)  # the likeliest of them comes first
+        turns = {
+            way: (
+                size - held(way) > limit - place - 2,
+                way != furthest,
+                PRICE * (size - held(way)) - ways[way],
+            )
+            for way in best
+        }
         best.sort(key=lambda each: turns[each])
         ended += [each for each in best[:beam_size] if each[-1] == EOS]
         live = [each for each in best if each[-1] != EOS][:beam_size]

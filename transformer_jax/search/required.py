@@ -12,6 +12,7 @@ token is not the phrase's, its longest beginning that the target now ends with i
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from transformer_jax.search.result import SearchResult
@@ -19,6 +20,9 @@ from transformer_jax.types import Array
 
 FREE = -1
 """In a phrase: behind its end; in a prefix: a place where the search chooses."""
+
+PRICE = 4.0
+"""Nats that a token which a target still lacks is taken to cost."""
 
 
 class Progress(NamedTuple):
@@ -136,12 +140,12 @@ def with_next_tokens(
 
 
 def shared_out(ways: Ways, progress: Progress, room: Array) -> Array:
-    """Preferences [B, X] by which the beam takes some of each bank of ways.
+    """Preferences [B, X] by which the beam takes some of the ways.
 
-    A bank are those with equally many tokens of phrases: of those that are whole, and
-    of the one that is furthest. First comes the best of each bank, the one with most
-    tokens first, then the second best of each. Ways that may not have the `room` [B]
-    for what they lack come last.
+    First comes the best of those that hold the most tokens of phrases: of those that
+    are whole, and of the one that is furthest. So all come in time, however unlikely
+    they are. The others are compared as if each token that they lack had cost `PRICE`.
+    Ways that may not have the `room` [B] for what they lack come last.
     """
     matched = matched_after(progress, ways.parents, ways.tokens)
     sizes = sizes_of(progress)
@@ -150,16 +154,17 @@ def shared_out(ways: Ways, progress: Progress, room: Array) -> Array:
     held = held + jnp.where(whole, 0, matched).max(axis=-1)  # [B, X]
     lacked = sizes.sum(axis=-1) - held
 
-    mine, other = ways.preferences[..., None], ways.preferences[:, None]
-    index = jnp.arange(held.shape[1])
-    earlier = (index[None, :] < index[:, None])[None]
-    better = (other > mine) | ((other == mine) & earlier)
-    rank = (better & (held[..., None] == held[:, None])).sum(axis=-1)
-    banks = progress.phrases[0].size + 1
-    order = rank * banks + lacked
-    late = lacked > room[:, None]
-    order = order + jnp.where(late, held.shape[1] * banks, 0)
-    return jnp.where(ways.preferences > -jnp.inf, -order.astype(jnp.float32), -jnp.inf)
+    possible = ways.preferences > -jnp.inf
+    most = jnp.where(possible, held, -1).max(axis=-1, keepdims=True)
+    furthest = jnp.where(held == most, ways.preferences, -jnp.inf)
+    index = jnp.arange(held.shape[1])[None, :]
+    first = index == jnp.argmax(furthest, axis=-1, keepdims=True)
+    value = ways.preferences - PRICE * lacked
+    _, order = jax.lax.top_k(value, held.shape[1])
+    turn = jnp.argsort(order, axis=-1)
+    turn = jnp.where(first, -1, turn)
+    turn = turn + jnp.where(lacked > room[:, None], held.shape[1], 0)
+    return jnp.where(possible, -turn.astype(jnp.float32), -jnp.inf)
 
 
 def fewest_lacking(
