@@ -61,6 +61,8 @@ class Args:
     """sacreBLEU's tokenizer; none for text that is tokenised already."""
     seed: int = 1
     """Of the draw of phrases."""
+    devices: int | None = None
+    """Devices that work side by side. Default: all; of a CPU, one for each core."""
     hardware: str = ""
     """What it ran on, in words."""
 
@@ -130,7 +132,8 @@ def measure(
 
 def main(args: Args) -> None:
     """Measures, prints and keeps the numbers."""
-    translator = Translator.load(args.checkpoint, devices=devices_side_by_side())
+    devices = devices_side_by_side(args.devices)
+    translator = Translator.load(args.checkpoint, devices=devices)
     lines, references = (
         [line for chunk in file_chunks(path) for line in chunk.lines][: args.sentences]
         for path in (args.source, args.reference)
