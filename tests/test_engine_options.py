@@ -163,8 +163,10 @@ def test_phrases_are_held_beside_neighbours_that_ask_for_none():
             one = alone(sentence)
             chex.assert_trees_all_equal(result.tokens, one.tokens)
             chex.assert_trees_all_close(result, one, atol=1e-4)
+        assert result.lengths[0]
         for tokens, length in zip(result.tokens, result.lengths, strict=True):
-            assert length
+            if not length:
+                continue  # fewer than n hold all phrases
             text = " ".join(map(str, tokens[:length]))
             for phrase in sentence.phrases:
                 assert f" {' '.join(map(str, phrase))} " in f" {text} "
