@@ -1,5 +1,6 @@
 """The coverage penalty on tables with made-up attention, against the formula."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -49,7 +50,7 @@ def attending_step(tokens, positions, cache, memory):
     return output._replace(attention=looks), new
 
 
-def search(beam_size: int, *, penalty: float, n=1, stop: Any = "bound"):
+def search(beam_size: int, *, penalty: float, n=1, stop: Any = "bound", **rest):
     options: dict[str, Any] = {
         "prefix": jnp.full((SENTENCES, 1), START),
         "max_length": LENGTH,
@@ -64,7 +65,7 @@ def search(beam_size: int, *, penalty: float, n=1, stop: Any = "bound"):
         cache = empty_cache(SENTENCES * max(beam_size, 1))
         if not beam_size:
             return greedy_search(attending_step, cache, memory, **options)
-        options.update(beam_size=beam_size, n_best=n, stop=stop)
+        options.update(beam_size=beam_size, n_best=n, stop=stop, **rest)
         return beam_search(attending_step, cache, memory, **options)
 
     return jax.device_get(run(jnp.asarray(TABLE), jnp.asarray(ATTENTION)))
@@ -105,6 +106,20 @@ def test_with_enough_beams_equals_brute_force(penalty):
                 rtol=1e-4,
             )
     assert changed
+
+
+def test_with_required_phrases_equals_brute_force_over_those_that_hold_them():
+    phrase = (3, 2)
+    rest: dict[str, Any] = {"phrases": jnp.array([[phrase]] * SENTENCES)}
+    found = search(VOCAB * (VOCAB - 1) ** 2, penalty=5.0, n=3, **rest)
+    for sentence in range(SENTENCES):
+        targets = sorted(
+            (t for t in all_targets(VOCAB, LENGTH) if phrase in itertools.pairwise(t)),
+            key=lambda each: -score(sentence, each, penalty=5.0),
+        )
+        for rank in range(3):
+            length = found.lengths[sentence, rank]
+            assert tuple(found.tokens[sentence, rank, :length]) == targets[rank]
 
 
 @pytest.mark.parametrize(("beam_size", "stop"), [(0, ""), (1, "beams"), (3, "beams")])

@@ -15,6 +15,7 @@ import pytest
 from transformer_jax.config import SearchConfig
 from transformer_jax.models.cache import init_cache
 from transformer_jax.models.functions import encode_memory, make_step_fn
+from transformer_jax.search import beam
 from transformer_jax.search.beam import beam_search
 from transformer_jax.search.beams import FREE
 from transformer_jax.search.greedy import greedy_search
@@ -140,3 +141,50 @@ def test_an_option_that_is_off_is_not_in_the_program(method):
         assert len(with_option) > len(plain)
     for rest in ({"prefix_width": 2}, {"banned_sequences": BANNED}):
         assert len(lowered(make_plan(SearchConfig(**method), **rest))) > len(plain)
+
+
+PHRASES = (((7, 8, 9),), (), ((20,), (5, 5)), ((11, 4), (4, 11), (21,)), ())
+
+
+def test_phrases_are_held_beside_neighbours_that_ask_for_none():
+    rest: dict[str, Any] = {"prefix_width": WIDTH, "phrases": (4, 4)}
+    decoder = Decoder(
+        *make_model(), make_plan(SearchConfig(**BEAM), **rest), slots=4, length=16
+    )
+    sentences = [
+        each._replace(phrases=PHRASES[each.index % 5], max_length=MAX_LENGTH)
+        for each in make_sentences()
+    ]
+    found = {each.index: each.result for each in decoder.run(deque(sentences))}
+    alone = search_alone(decoder)
+    for sentence in sentences:
+        result = found[sentence.index]
+        if not sentence.phrases:
+            one = alone(sentence)
+            chex.assert_trees_all_equal(result.tokens, one.tokens)
+            chex.assert_trees_all_close(result, one, atol=1e-4)
+        assert result.lengths[0]
+        for tokens, length in zip(result.tokens, result.lengths, strict=True):
+            if not length:
+                continue  # fewer than n hold all phrases
+            text = " ".join(map(str, tokens[:length]))
+            for phrase in sentence.phrases:
+                assert f" {' '.join(map(str, phrase))} " in f" {text} "
+
+
+def test_phrases_that_nobody_asks_for_are_not_in_the_program(monkeypatch):
+    plan = make_plan(SearchConfig(**BEAM))
+    plain = lowered(plan)
+    assert len(lowered(plan._replace(phrases=(1, 1)))) > len(plain)
+
+    def traced(*_: Any) -> None:
+        raise AssertionError("in the program")
+
+    for name in ("with_next_tokens", "without_early_end", "shared_out"):
+        monkeypatch.setattr(beam, name, traced)
+    for name in ("fewest_lacking", "matched_after"):
+        monkeypatch.setattr(beam, name, traced)
+    jax.clear_caches()
+    assert lowered(plan) == plain
+    with pytest.raises(AssertionError, match="in the program"):
+        lowered(plan._replace(phrases=(1, 1)))

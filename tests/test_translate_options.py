@@ -1,12 +1,14 @@
 """Files that go beside the input of `translate`, and flags that become settings."""
 
 import io
+import json
 import sys
 
 import pytest
 
 from transformer_jax.__main__ import main
 from transformer_jax.cli import lines
+from transformer_jax.cli.translate import output_lines
 from transformer_jax.config import SearchConfig
 from transformer_jax.translation.hypotheses import Translation
 from transformer_jax.translation.translator import Translator
@@ -20,7 +22,8 @@ class Echo:
     def __init__(self):
         self.calls = []
 
-    def translate(self, lines, *, prefixes, **options):
+    def translate(self, lines, *, prefixes, phrases=None, **options):
+        options |= {"phrases": phrases}
         self.calls.append((lines, prefixes, options))
         texts = prefixes or lines
         return [Translation(text, 0.0, 0.0, (), (), hypotheses=()) for text in texts]
@@ -56,6 +59,35 @@ def test_line_n_of_the_prefixes_goes_with_line_n(
 def test_without_a_file_there_are_no_prefixes(echo):
     assert translate("--input", "in.txt") == 0
     assert echo.calls[0][1] is None
+    assert echo.calls[0][2]["phrases"] is None
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_line_n_of_the_phrases_goes_with_line_n(
+    echo, stdin, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(lines, "CHUNK_LINES", 2)
+    (tmp_path / "phrases").write_text("red car\twine\r\n\n x ")
+    (tmp_path / "prefixes").write_text("k\nl\nm")
+    words = [] if stdin else ["--input", "in.txt"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\nc\n")))
+    words += ["--require", "phrases", "--target-prefix", "prefixes"]
+    assert translate(*words) == 0
+    assert capsys.readouterr().out == "k\nl\nm\n"
+    asked = [options["phrases"] for _, _, options in echo.calls]
+    assert asked == [[["red car", "wine"], [""]], [[" x "]]]
+
+
+def test_other_line_counts_than_the_phrases_are_a_mistake(echo, tmp_path, capsys):
+    (tmp_path / "phrases").write_text("x\ny\nz\nx\n")
+    assert translate("--input", "in.txt", "--require", "phrases") == 1
+    assert "phrases has 4 lines and the input has 3" in capsys.readouterr().err
+
+
+def test_json_tells_of_missing_phrases():
+    lacking = Translation("a", 0.0, 0.0, (), (), hypotheses=(), missing=("b c",))
+    (line,) = output_lines(lacking, 0, as_json=True, several=False)
+    assert json.loads(line)["missing_phrases"] == ["b c"]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,19 @@
-"""What a user asks of translations: how they begin, and what they may not hold."""
+"""What a user asks of translations: how they begin, what they hold and may not hold."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from transformer_jax.config import SearchConfig
 from transformer_jax.testing import NumberTokenizer, tiny_model
-from transformer_jax.translation.phrases import banned_ids, prefix_ids
+from transformer_jax.translation.ensembles import Ensemble
+from transformer_jax.translation.phrases import (
+    banned_ids,
+    prefix_ids,
+    required_ids,
+)
+from transformer_jax.translation.shortlist import Shortlist
 from transformer_jax.translation.translator import Translator
 
 SEARCH: dict[str, Any] = {"beam_size": 2, "max_length_factor": 1.0}
@@ -74,3 +81,83 @@ def test_a_translation_holds_no_banned_word_and_no_banned_phrase():
 def test_a_ban_that_bans_nothing_is_a_mistake(text):
     with pytest.raises(ValueError, match=f"ban holds '{text}'"):
         banned_ids([text], NumberTokenizer())
+
+
+PHRASES = [["9 10", "20"], [], ["5"], ["", "11 11 11", " "], ["4 17", "17 4", "6"]]
+
+
+def holds(found, phrases) -> bool:
+    return all(
+        f" {phrase.strip()} " in f" {each.text} "
+        for each in found.hypotheses
+        for phrase in filter(str.strip, phrases)
+    )
+
+
+def test_translations_hold_their_phrases_and_have_room_for_them():
+    ours = make_translator()
+    # So short that only two pieces beside what is asked fit, and the end.
+    search = SearchConfig(
+        beam_size=4, n_best=3, max_length_factor=0.0, max_length_offset=3
+    )
+    rest: dict[str, Any] = {"search": search, "prefixes": PREFIXES}
+    found = ours.translate(LINES, phrases=PHRASES, **rest)
+    plain = ours.translate(LINES, **rest)
+    for line, phrases, one, other in zip(LINES, PHRASES, found, plain, strict=True):
+        assert not one.missing
+        if not line:
+            assert one.text == ""
+        elif not phrases:
+            assert one.tokens == other.tokens
+        else:
+            assert holds(one, phrases)
+            assert not holds(other, phrases)
+    assert found[0].text.startswith("9 9 10")
+
+
+def test_what_cannot_be_held_is_told(caplog):
+    ours = make_translator()
+    search = SearchConfig(**SEARCH, ban=("9", "6 7"))
+    phrases = [["8 9", "5"], ["5 6 7 8"], [], ["4"], ["3", "10"]]
+    found = ours.translate(LINES, search=search, phrases=phrases, first_line=11)
+    missing = [("8 9",), ("5 6 7 8",), (), (), ("3",)]
+    assert [each.missing for each in found] == missing
+    assert "5" in found[0].tokens
+    assert "3 of 5 translations lack a phrase" in caplog.text
+    assert "line 11, which lacks '8 9'" in caplog.text
+
+
+def test_phrases_are_no_worse_for_a_shortlist_or_an_ensemble():
+    ours = make_translator()
+    shortlist = Shortlist(
+        np.full((24, 1), 12, np.int32), np.array([2, 13, 14], np.int32), 24
+    )
+    found = ours.translate(LINES, phrases=PHRASES, shortlist=shortlist)
+    for phrases, one in zip(PHRASES, found, strict=True):
+        assert not one.missing
+        allowed = {12, 13, 14, *map(int, " ".join(phrases).split())}
+        assert {*map(int, one.text.split())} <= allowed
+    params = ours.params, make_translator().params
+    both = Translator(
+        Ensemble((ours.model, ours.model)), params, ours.tokenizer, ours.search
+    )
+    twins = both.translate(LINES, phrases=PHRASES)
+    alone = ours.translate(LINES, phrases=PHRASES)
+    assert [each.text for each in twins] == [each.text for each in alone]
+
+
+def test_phrases_that_are_a_mistake():
+    ours = make_translator(positions="learned", max_positions=10)
+    with pytest.raises(ValueError, match="There are 2 lines and 1 lists of phrases"):
+        ours.translate(["20", "4"], phrases=[["4"]])
+    with pytest.raises(ValueError, match="line 7 is to hold 10 pieces, but the model"):
+        ours.translate(
+            ["20"], phrases=[["4 5", "6 7 8 9"]], prefixes=["4 4 4 4"], first_line=7
+        )
+    with pytest.raises(ValueError, match=r"to hold '5 2', in which there is"):
+        required_ids(["5 2"], NumberTokenizer(), name="The translation of line 1")
+    for method in ("greedy", "sampling"):
+        search = SearchConfig(method=method)
+        with pytest.raises(ValueError, match=f"method is {method}: only beam search"):
+            ours.translate(["20"], phrases=[["4"]], search=search)
+        assert ours.translate(["20"], phrases=[[]], search=search)

@@ -60,25 +60,30 @@ def stdin_chunks() -> Iterator[Chunk]:
 
 
 def with_lines_of(
-    chunks: Iterator[Chunk], path: Path | None
-) -> Iterator[tuple[Chunk, list[str] | None]]:
-    """Each chunk with as many lines of a file that goes beside the input; without a
-    file, with None.
+    chunks: Iterator[Chunk], *paths: Path | None
+) -> Iterator[tuple[Chunk, list[list[str] | None]]]:
+    """Each chunk with as many lines of each file that goes beside the input; in place
+    of a file that is None, with None.
 
     Other line counts than the input's raise ValueError.
     """
-    others, done = stream_lines(path) if path else iter(()), 0
+    files = [stream_lines(path) if path else iter(()) for path in paths]
+    done = 0
     for chunk in chunks:
-        beside = list(itertools.islice(others, len(chunk.lines)))
-        if path and len(beside) < len(chunk.lines):
-            raise ValueError(_uneven(path, done + len(beside), "more"))
-        yield chunk, beside if path else None
+        beside: list[list[str] | None] = []
+        for path, file in zip(paths, files, strict=True):
+            lines = list(itertools.islice(file, len(chunk.lines)))
+            if path and len(lines) < len(chunk.lines):
+                raise ValueError(_uneven(path, done + len(lines), "more"))
+            beside.append(lines if path else None)
+        yield chunk, beside
         done += len(chunk.lines)
-    if rest := sum(1 for _ in others):
-        raise ValueError(_uneven(path, done + rest, str(done)))
+    for path, file in zip(paths, files, strict=True):
+        if path and (rest := sum(1 for _ in file)):
+            raise ValueError(_uneven(path, done + rest, str(done)))
 
 
-def _uneven(path: Path | None, count: int, lines: str) -> str:
+def _uneven(path: Path, count: int, lines: str) -> str:
     return (
         f"{path} has {count} lines and the input has {lines}: line n of one goes with "
         "line n of the other. Give as many, empty ones where nothing is asked."

@@ -59,6 +59,10 @@ class Args:
     target_prefix: Path | None = None
     """What the translations begin with: one line for each line of input, empty where a
     translation is free; plain or gzip."""
+    require: Path | None = None
+    """Words and phrases that the translations hold: one line for each line of input,
+    with tabs between phrases, empty where nothing is asked; plain or gzip. By beam
+    search."""
     output: Path | None = None
     """File for the translations; it appears when all is done. Default: stdout."""
     n_best: int | None = None
@@ -110,9 +114,11 @@ def run(args: Args) -> int:
     )
     if args.input is not None:
         check_readable(args.input)
-    if args.target_prefix is not None:
-        check_readable(args.target_prefix)
-    read = (args.input or Path("/dev/stdin"), args.target_prefix)
+    beside = args.target_prefix, args.require
+    for path in beside:
+        if path is not None:
+            check_readable(path)
+    read = (args.input or Path("/dev/stdin"), *beside)
     check_output(args.output, read=read)
     from transformer_jax.translation.shortlist import Shortlist
     from transformer_jax.translation.translator import BATCH_TOKENS
@@ -126,7 +132,7 @@ def run(args: Args) -> int:
     several = search.n_best > 1
     done, damaged = 0, []
     with output_to(args.output) as out, _bar(args) as bar:
-        for chunk, prefixes in with_lines_of(_chunks(args), args.target_prefix):
+        for chunk, (prefixes, required) in with_lines_of(_chunks(args), *beside):
             translations = translator.translate(
                 chunk.lines,
                 search=search,
@@ -136,6 +142,7 @@ def run(args: Args) -> int:
                 progress=bar.update,
                 first_line=done + 1,
                 prefixes=prefixes,
+                phrases=required and [line.split("\t") for line in required],
             )
             for place, translation in enumerate(aligned(chunk.lines, translations)):
                 lines = output_lines(
@@ -180,6 +187,8 @@ def output_lines(
         value = to_json(translation)
         if translation.truncated:
             value["truncated"] = True
+        if translation.missing:
+            value["missing_phrases"] = list(translation.missing)
         if several:
             value["hypotheses"] = [to_json(each) for each in translation.hypotheses]
         yield json_line(value)

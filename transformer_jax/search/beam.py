@@ -22,6 +22,14 @@ from transformer_jax.search.choosing import best_tokens
 from transformer_jax.search.constraints import Constraint
 from transformer_jax.search.coverage import coverage_score, first_coverage
 from transformer_jax.search.diversity import diverse_tokens
+from transformer_jax.search.required import (
+    Ways,
+    fewest_lacking,
+    matched_after,
+    shared_out,
+    with_next_tokens,
+    without_early_end,
+)
 from transformer_jax.search.result import (
     LengthPenalty,
     SearchResult,
@@ -39,7 +47,8 @@ class Continuations(NamedTuple):
     token_log_probabilities: Array
     log_probabilities: Array
     preferences: Array
-    """What they are chosen by: log-probabilities, less what diversity charges."""
+    """What they are chosen by: log-probabilities, less what diversity charges; or where
+    phrases are asked, their turn."""
 
 
 def beam_search(
@@ -60,6 +69,7 @@ def beam_search(
     coverage_penalty: float = 0.0,
     source_mask: Array | None = None,
     diversity_rate: float = 0.0,
+    phrases: Array | None = None,
 ) -> SearchResult:
     """At each place, the 2K likeliest continuations of the live beams are looked at.
     Of the first K, those that end are scored and set aside; the best K that do not end
@@ -76,6 +86,8 @@ def beam_search(
     That bound ends every search, as it never changes a result. With one beam this is
     greedy search. `constraints` forbid tokens, and change no other's log-probability.
     `diversity_rate` charges later siblings in choosing beams (see `diverse_tokens`).
+    `phrases` [B, C, W] are what each target must hold, anywhere; they may overlap. What
+    lacks one ends at the last place alone, and is found only where nothing better is.
 
     `prefix` [B, P] begins with the start token; more than that forces how each target
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
@@ -84,12 +96,10 @@ def beam_search(
     smaller token id, and what was found earlier. The cache has R = B·K rows, beams of a
     sentence side by side. A sentence's result does not depend on the others.
     """
-    job = make_job(prefix, max_lengths, max_length=max_length)
-    start = first_beams(
-        job, cache, beam_size=beam_size, n_best=n_best, max_length=max_length
-    )
+    job = make_job(prefix, max_lengths, max_length=max_length, phrases=phrases)
+    sizes = {"beam_size": beam_size, "n_best": n_best, "max_length": max_length}
+    start = first_beams(job, cache, **sizes)
     coverage = first_coverage(coverage_penalty, source_mask, beam_size)
-    start = start._replace(coverage=coverage)
     advance = functools.partial(
         advance_beams,
         eos_id=eos_id,
@@ -99,9 +109,8 @@ def beam_search(
         coverage_penalty=coverage_penalty,
         diversity_rate=diversity_rate,
     )
-    return search_while(
-        lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
-    ).finished
+    start, going_on = start._replace(coverage=coverage), lambda x: jnp.any(alive(x))
+    return search_while(going_on, step_fn, memory, start, advance).finished
 
 
 def advance_beams(
@@ -125,18 +134,13 @@ def advance_beams(
         diversity_rate=diversity_rate,
     )
     lengths = beams.lengths + alive(beams)
-
-    first = jax.tree.map(lambda x: x[:, :beam_size], best)
-    ended = ended_targets(
-        first,
+    beams = with_ended(
+        jax.tree.map(lambda x: x[:, :beam_size], best),
         beams,
         eos_id=eos_id,
         divisors=divisors,
         coverage_penalty=coverage_penalty,
     )
-    finished = keep_best(beams.finished, ended)
-    num_finished = beams.num_finished + (ended.scores > -jnp.inf).sum(axis=-1)
-
     going_on = jnp.where(best.tokens == eos_id, -jnp.inf, best.preferences)
     preferred, index = jax.lax.top_k(going_on, beam_size)
     kept = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=-1), best)
@@ -144,24 +148,26 @@ def advance_beams(
     histories, of_tokens = longer(
         beams, kept.parents, kept.tokens, kept.token_log_probabilities
     )
-    coverage = beams.coverage
+    coverage, progress = beams.coverage, beams.progress
     if coverage is not None:
         coverage = jnp.take_along_axis(coverage, kept.parents[..., None], axis=1)
+    if progress is not None:
+        matched = matched_after(progress, kept.parents, kept.tokens)
+        progress = progress._replace(matched=matched)
     # A coverage of the whole source costs nothing, so the bound holds with one too.
     bound = live.max(axis=-1) / divisors[beams.job.max_lengths]
-    wanted = {"beams": beam_size, "first": finished.scores.shape[1]}
-    done = bound <= finished.scores[:, -1]
+    done = bound <= beams.finished.scores[:, -1]
+    wanted = {"beams": beam_size, "first": beams.finished.scores.shape[1]}
     if stop in wanted:
-        done = done | (num_finished >= wanted[stop])
+        done = done | (beams.num_finished >= wanted[stop])
     return beams._replace(
         lengths=lengths,
         tokens=histories,
         token_log_probabilities=of_tokens,
         log_probabilities=jnp.where(done[:, None], -jnp.inf, live),
         parents=kept.parents,
-        finished=finished,
-        num_finished=num_finished,
         coverage=coverage,
+        progress=progress,
     )
 
 
@@ -180,13 +186,17 @@ def best_continuations(
     allowed = logits
     for constrain in constraints:
         allowed = constrain(allowed, beams)
+    if beams.progress is not None:
+        allowed = without_early_end(allowed, beams.progress, eos_id)
     total = jax.nn.logsumexp(logits, axis=-1)  # [B, K]
     choose = best_tokens
     if diversity_rate:
         choose = functools.partial(diverse_tokens, rate=diversity_rate)
-    charged, parents, tokens = choose(
-        allowed, beams.log_probabilities - total, min(count, beam_size * vocab_size)
-    )
+    offsets = beams.log_probabilities - total
+    ways = Ways(*choose(allowed, offsets, min(count, beam_size * vocab_size)))
+    if beams.progress is not None:
+        ways = with_next_tokens(ways, allowed, offsets, beams.progress)
+    charged, parents, tokens = ways
 
     # Where a token must come, each beam has that one way to go on.
     wanted = compelled_tokens(beams, eos_id)[:, None]  # [B, 1]
@@ -200,9 +210,42 @@ def best_continuations(
     sums = beams.log_probabilities[sentence, parents] + chosen
     sums = jnp.where(possible, sums, -jnp.inf)
     preferences = jnp.where(compelled, sums, charged) if diversity_rate else sums
+    if beams.progress is not None:
+        ways = Ways(jnp.where(possible, preferences, -jnp.inf), parents, tokens)
+        room = beams.job.max_lengths - beams.lengths - 2  # this token, and the end
+        preferences = shared_out(ways, beams.progress, room)
     found = Continuations(parents, tokens, chosen, sums, preferences)
     _, order = jax.lax.top_k(preferences, sums.shape[1])
     return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=-1), found)
+
+
+def with_ended(
+    first: Continuations,
+    beams: Beams,
+    *,
+    eos_id: int,
+    divisors: Array,
+    coverage_penalty: float,
+) -> Beams:
+    """The state in which those of the first continuations [B, K] that end are set
+    aside."""
+    ended = ended_targets(
+        first,
+        beams,
+        eos_id=eos_id,
+        divisors=divisors,
+        coverage_penalty=coverage_penalty,
+    )
+    finished, progress = beams.finished, beams.progress
+    if progress is not None:
+        finished, ended, progress = fewest_lacking(
+            finished, ended, first.parents, progress
+        )
+    return beams._replace(
+        finished=keep_best(finished, ended),
+        num_finished=beams.num_finished + (ended.scores > -jnp.inf).sum(axis=-1),
+        progress=progress,
+    )
 
 
 def ended_targets(

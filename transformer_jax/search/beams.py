@@ -11,11 +11,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.search.required import FREE, Progress, first_progress
 from transformer_jax.search.result import SearchResult
 from transformer_jax.types import Array, Cache, Memory, StepFn
-
-FREE = -1
-"""In a prefix: a place where the search chooses."""
 
 
 class Job(NamedTuple):
@@ -29,6 +27,9 @@ class Job(NamedTuple):
     draws: Array | None = None
     """[B, 2] uint32: the seed and the sentence's number, by which its samples are
     drawn; None where nothing is."""
+    phrases: Array | None = None
+    """[B, C, W] int32: what the target must hold, C phrases of up to W tokens, none of
+    them the end token; `FREE` behind them. None: nothing is asked."""
 
 
 class Beams(NamedTuple):
@@ -57,6 +58,8 @@ class Beams(NamedTuple):
     coverage: Array | None = None
     """[B, K, S]: the attention that each source position has had while its sentence was
     searched; None: not kept."""
+    progress: Progress | None = None
+    """How much of the phrases each beam holds; None where none are asked."""
 
 
 Advance = Callable[[Array, Beams], Beams]
@@ -69,6 +72,7 @@ def make_job(
     *,
     max_length: int,
     draws: Array | None = None,
+    phrases: Array | None = None,
 ) -> Job:
     """Limits that are at most `max_length`, and never fewer than a forced prefix and
     the end need; 0 stays 0, and asks for nothing."""
@@ -84,7 +88,10 @@ def make_job(
     needed = (prefix != FREE).sum(axis=1)
     limits = jnp.clip(max_lengths, needed, max_length).astype(jnp.int32)
     limits = jnp.where(max_lengths > 0, limits, 0)
-    return Job(prefix=prefix.astype(jnp.int32), max_lengths=limits, draws=draws)
+    if phrases is not None:
+        chex.assert_shape(phrases, (sentences, None, None))
+        phrases = phrases.astype(jnp.int32)
+    return Job(prefix.astype(jnp.int32), limits, draws, phrases)
 
 
 def first_beams(
@@ -112,6 +119,7 @@ def first_beams(
         ),
         num_finished=jnp.zeros((sentences,), jnp.int32),
         cache=cache,
+        progress=first_progress(job.phrases, beam_size),
     )
 
 

@@ -35,7 +35,14 @@ def within(choice: Choice, advance: Advance) -> Advance:
         job = beams.job
         logits = jnp.where(choice.allowed[:, None], logits, -jnp.inf)
         inside = beams._replace(job=job._replace(prefix=choice.place(job.prefix)))
+        progress = beams.progress
+        if progress is not None:
+            placed = progress._replace(phrases=choice.place(progress.phrases))
+            inside = inside._replace(progress=placed)
         found = advance(logits, inside)
+        if progress is not None and found.progress is not None:
+            kept = found.progress._replace(phrases=progress.phrases)
+            found = found._replace(progress=kept)
 
         # Only what was added in this step holds places.
         new, finished = found.lengths[:, None], found.finished

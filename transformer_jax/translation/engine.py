@@ -62,6 +62,8 @@ class Sentence(NamedTuple):
     candidates: np.ndarray | None = None
     """Sorted token ids that it may use, the end among them; the prefix is besides. All
     sentences of a queue have some, or none has."""
+    phrases: tuple[tuple[int, ...], ...] = ()
+    """What its targets must hold."""
 
 
 class Found(NamedTuple):
@@ -263,12 +265,15 @@ def stacked_jobs(sentences: Sequence[Sentence], *, rows: int, plan: SearchPlan) 
     prefix[:, 0] = plan.start_id
     max_lengths: Any = np.zeros(rows, np.int32)
     draws: Any = np.zeros((rows, 2), np.uint32) if plan.draws else None
+    phrases: Any = plan.phrases and np.full((rows, *plan.phrases), FREE, np.int32)
     for row, sentence in enumerate(sentences):
         prefix[row, 1 : 1 + len(sentence.prefix)] = sentence.prefix
         max_lengths[row] = sentence.max_length
         if draws is not None:
             draws[row] = sentence.draw
-    return Job(prefix=prefix, max_lengths=max_lengths, draws=draws)
+        for place, phrase in enumerate(sentence.phrases):
+            phrases[row, place, : len(phrase)] = phrase
+    return Job(prefix, max_lengths, draws, phrases)
 
 
 def _take(queue: deque[Sentence], count: int) -> list[Sentence]:

@@ -1,10 +1,16 @@
 """What a search found, as text."""
 
 import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
 
+from transformer_jax.config import SearchConfig
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.mbr import Utility, by_expected_utility
+from transformer_jax.translation.phrases import missing_phrases
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Translation(Hypothesis):
     """The n best, best first."""
     truncated: bool = False
     """Whether the line was too long, so that only its beginning was translated."""
+    missing: tuple[str, ...] = ()
+    """Phrases that it was to hold, and does not."""
 
 
 def hypotheses_of(result: SearchResult, tokenizer: Tokenizer) -> tuple[Hypothesis, ...]:
@@ -64,6 +72,22 @@ def hypotheses_of(result: SearchResult, tokenizer: Tokenizer) -> tuple[Hypothesi
     return tuple(found)
 
 
+def translation_of(
+    result: SearchResult,
+    tokenizer: Tokenizer,
+    search: SearchConfig,
+    *,
+    required: Mapping[str, Sequence[int]],
+    truncated: bool,
+) -> Translation:
+    """What was found of one line, which was to hold the `required` phrases."""
+    hypotheses = hypotheses_of(result, tokenizer)
+    if search.mbr != "none":
+        hypotheses = least_risk(hypotheses, search.mbr)[: search.n_best]
+    missing = missing_phrases(required, hypotheses[0].ids if hypotheses else ())
+    return as_translation(hypotheses, truncated=truncated, missing=missing)
+
+
 def least_risk(
     samples: tuple[Hypothesis, ...], utility: Utility
 ) -> tuple[Hypothesis, ...]:
@@ -73,7 +97,10 @@ def least_risk(
 
 
 def as_translation(
-    hypotheses: tuple[Hypothesis, ...], *, truncated: bool
+    hypotheses: tuple[Hypothesis, ...],
+    *,
+    truncated: bool,
+    missing: tuple[str, ...] = (),
 ) -> Translation:
     """The best of the hypotheses, and all of them; without any, an empty one."""
     nothing = Hypothesis("", 0.0, 0.0, (), ())
@@ -82,4 +109,23 @@ def as_translation(
         field.name: getattr(hypotheses[0], field.name)
         for field in dataclasses.fields(Hypothesis)
     }
-    return Translation(**best, hypotheses=hypotheses, truncated=truncated)
+    return Translation(
+        **best, hypotheses=hypotheses, truncated=truncated, missing=missing
+    )
+
+
+def warn_of_missing(
+    translations: Sequence[Translation | None], first_line: int
+) -> None:
+    """Says how many lack phrases."""
+    lacking = [i for i, each in enumerate(translations) if each and each.missing]
+    if lacking:
+        first = translations[lacking[0]]
+        logger.warning(
+            "%d of %d translations lack a phrase that they were to hold. The first is "
+            "that of line %d, which lacks %r.",
+            len(lacking),
+            len(translations),
+            first_line + lacking[0],
+            first and first.missing[0],
+        )

@@ -34,6 +34,9 @@ class SearchPlan(NamedTuple):
     """P: most tokens that a target is made to begin with, the start token included."""
     banned_sequences: tuple[tuple[int, ...], ...] = ()
     """Of at least two tokens each."""
+    phrases: tuple[int, int] | None = None
+    """C and W: most phrases that a target must hold, and most tokens of one; None: no
+    target must hold any."""
     draft: Transformer | None = None
     """A smaller model that guesses, where `search.block` is above 1."""
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from transformer_jax.models.cache import DecoderCache, chosen_cache, resized_cache
 from transformer_jax.search.beams import (
+    FREE,
     Beams,
     Job,
     alive,
@@ -112,7 +113,8 @@ def empty_slots(
     cache = empty_caches(model, plan, slots, min(FIRST_CACHE, plan.max_length))
     prefix = jnp.full((slots, plan.prefix_width), plan.start_id, jnp.int32)
     draws = jnp.zeros((slots, 2), jnp.uint32) if plan.draws else None
-    nothing = Job(prefix, jnp.zeros((slots,), jnp.int32), draws)
+    phrases = plan.phrases and jnp.full((slots, *plan.phrases), FREE, jnp.int32)
+    nothing = Job(prefix, jnp.zeros((slots,), jnp.int32), draws, phrases)
     beams = _first_beams(plan, nothing, memory)
     return Slots(
         beams=beams._replace(cache=cache),
@@ -326,7 +328,11 @@ def _memory_like(
 def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
     """Beams without their cache."""
     job = make_job(
-        job.prefix, job.max_lengths, max_length=plan.max_length, draws=job.draws
+        job.prefix,
+        job.max_lengths,
+        max_length=plan.max_length,
+        draws=job.draws,
+        phrases=job.phrases,
     )
     if plan.draws:
         return first_samples(job, None, samples=plan.beams, max_length=plan.max_length)

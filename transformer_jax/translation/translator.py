@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +29,18 @@ from transformer_jax.translation.ensembles import AnyModel, Ensemble
 from transformer_jax.translation.hypotheses import (
     Translation,
     as_translation,
-    hypotheses_of,
-    least_risk,
+    translation_of,
+    warn_of_missing,
 )
 from transformer_jax.translation.loading import check_draft, load_runs
 from transformer_jax.translation.methods import SearchPlan
-from transformer_jax.translation.phrases import banned_ids, prefix_ids, prefix_width
-from transformer_jax.translation.planning import plan_groups
+from transformer_jax.translation.phrases import (
+    asked_of_lines,
+    banned_ids,
+    checked_shape,
+    prefix_width,
+)
+from transformer_jax.translation.planning import next_power_of_four, plan_groups
 from transformer_jax.translation.shortlist import Shortlist
 from transformer_jax.types import Params
 
@@ -123,6 +129,7 @@ class Translator:
         progress: bool | Callable[[int], object] = False,
         first_line: int = 1,
         prefixes: Sequence[str | None] | None = None,
+        phrases: Sequence[Sequence[str]] | None = None,
     ) -> list[Translation]:
         """As many translations as lines, in order.
 
@@ -137,9 +144,16 @@ class Translator:
 
         `prefixes` are what the translations begin with, one for each line (None or
         blank: nothing); they are part of the result, and come on top of its length.
+        `phrases` are what the translations must hold, some or none for each line; their
+        length too comes on top, and beam search alone knows them. Where a translation
+        lacks some, they are its `missing`, and a warning is logged.
         """
         search = search or self.search
-        forced = self._forced(prefixes, len(lines), first_line)
+        numbers = range(first_line, first_line + len(lines))
+        tokenizer, known = self.tokenizer, self.model.config.num_positions
+        forced, required = asked_of_lines(
+            numbers, (prefixes, phrases), tokenizer, ban=search.ban, positions=known
+        )
         sources = [self.source_ids(line) for line in lines]
         cut = self._too_long(sources, first_line)
         found: list[Translation | None] = [None] * len(lines)
@@ -149,18 +163,20 @@ class Translator:
             for each in self.search_ids(
                 [self.cut(sources[i]) for i in places],
                 prefixes=[forced[i] for i in places],
+                phrases=[[*filter(None, required[i].values())] for i in places],
                 search=search,
-                numbers=[first_line + i for i in places],
+                numbers=[numbers[i] for i in places],
                 batch_tokens=batch_tokens,
                 batch_size=batch_size,
                 shortlist=shortlist,
             ):
                 line = places[each.index]
-                hypotheses = hypotheses_of(each.result, self.tokenizer)
-                if search.mbr != "none":
-                    hypotheses = least_risk(hypotheses, search.mbr)[: search.n_best]
-                found[line] = as_translation(hypotheses, truncated=line in cut)
+                asked, long = required[line], line in cut
+                found[line] = translation_of(
+                    each.result, self.tokenizer, search, required=asked, truncated=long
+                )
                 update(1)
+        warn_of_missing(found, first_line)
         return [each or as_translation((), truncated=False) for each in found]
 
     def _too_long(self, sources: Sequence[np.ndarray], first_line: int) -> set[int]:
@@ -177,28 +193,6 @@ class Translator:
                 first_line + long[0],
             )
         return set(long)
-
-    def _forced(
-        self, prefixes: Sequence[str | None] | None, lines: int, first_line: int
-    ) -> list[tuple[int, ...]]:
-        """The ids of each line's prefix."""
-        if prefixes is None:
-            return [()] * lines
-        if len(prefixes) != lines:
-            raise ValueError(
-                f"There are {lines} lines and {len(prefixes)} prefixes: give one for "
-                "each line, None or an empty one where a translation is free."
-            )
-        found, limit = [], self.model.config.num_positions
-        for number, text in enumerate(prefixes, start=first_line):
-            name = f"The prefix of line {number}"
-            found.append(prefix_ids(text, self.tokenizer, name=name))
-            if len(found[-1]) >= limit:
-                raise ValueError(
-                    f"{name} has {len(found[-1])} pieces, but the model knows {limit} "
-                    "positions, one of them for the end: shorten it."
-                )
-        return found
 
     def source_ids(self, line: str) -> np.ndarray:
         """Source ids as the model reads them; none if the line has no words."""
@@ -222,6 +216,7 @@ class Translator:
         sources: Sequence[np.ndarray],
         *,
         prefixes: Sequence[Sequence[int]] = (),
+        phrases: Sequence[Sequence[Sequence[int]]] = (),
         search: SearchConfig | None = None,
         numbers: Sequence[int] | None = None,
         batch_tokens: int = BATCH_TOKENS,
@@ -230,7 +225,8 @@ class Translator:
     ) -> Iterator[Found]:
         """Source ids as the model reads them → the n best targets of each, by its place
         in `sources`, in the order in which they are done. `prefixes` are ids that the
-        targets begin with, one for each source or none at all.
+        targets begin with, one for each source or none at all; `phrases` ids that they
+        must hold, a list for each source or none at all.
 
         Samples are drawn by the `numbers` of the sources (default: their places).
         While those that are done are used, the devices go on with the others.
@@ -244,28 +240,26 @@ class Translator:
             max_slots=batch_size,
         )
         prefixes = prefixes or [()] * len(sources)
+        phrases = phrases or [()] * len(sources)
         tasks = []
         for group in groups:
             width = prefix_width([prefixes[index] for index in group.indices])
-            plan = self._plan(group.length, search, width)
+            asked = [phrases[index] for index in group.indices]
+            plan = self._plan(group.length, search, width, asked)
             if shortlist is not None:
                 check_shortlist(plan, self.model)
                 # What is never wanted is left out of every list.
                 shortlist = shortlist.without(plan.banned)
                 plan = plan._replace(banned=())
-            specials = self.model.config.source_specials
             queue = deque(
-                Sentence(
+                self._sentence(
                     int(index),
                     sources[index],
-                    self._max_target(
-                        len(sources[index]) - specials, search, len(prefixes[index])
-                    ),
-                    tuple(prefixes[index]),
+                    prefixes[index],
+                    phrases[index],
                     draw=(search.seed, numbers[index]),
-                    candidates=None
-                    if shortlist is None
-                    else shortlist.of_sentence(sources[index], plan.eos_id),
+                    search=search,
+                    shortlist=shortlist,
                 )
                 for index in group.indices
             )
@@ -273,6 +267,33 @@ class Translator:
             tasks.append(Task(queue, plan, group.slots, group.length, useful))
         devices = range(max((task.devices for task in tasks), default=0))
         yield from side_by_side([self._work(device, tasks) for device in devices])
+
+    def _sentence(
+        self,
+        index: int,
+        inputs: np.ndarray,
+        prefix: Sequence[int],
+        phrases: Sequence[Sequence[int]],
+        *,
+        draw: tuple[int, int],
+        search: SearchConfig,
+        shortlist: Shortlist | None,
+    ) -> Sentence:
+        """What is asked of one source."""
+        words = len(inputs) - self.model.config.source_specials
+        required, candidates = [*itertools.chain(*phrases)], None
+        if shortlist is not None:
+            eos_id = self.tokenizer.eos_id
+            candidates = shortlist.of_sentence(inputs, eos_id, *required)
+        return Sentence(
+            index,
+            inputs,
+            self._max_target(words, search, len(prefix) + len(required)),
+            tuple(prefix),
+            draw=draw,
+            candidates=candidates,
+            phrases=tuple(map(tuple, phrases)),
+        )
 
     def _work(self, device: int, tasks: Sequence[Task]) -> Iterator[Found]:
         """What a device finds. It goes on with the next task when no sentence waits,
@@ -289,9 +310,16 @@ class Translator:
             yield from decoder.run(task.queue, sharing=task.devices)
             self._idle[device] = shape, decoder
 
-    def _plan(self, source_length: int, search: SearchConfig, width: int) -> SearchPlan:
+    def _plan(
+        self,
+        source_length: int,
+        search: SearchConfig,
+        width: int,
+        phrases: Sequence[Sequence[Sequence[int]]] = (),
+    ) -> SearchPlan:
         """What searches of sources of up to that many tokens are compiled for, with
-        prefixes of up to `width` tokens, the start token included."""
+        prefixes of up to `width` tokens, the start token included, and such phrases."""
+        shape = checked_shape(phrases, search)
         if self.draft and search.block == 1:
             raise ValueError(
                 "There is a draft, but block is 1, so that nothing is guessed: raise "
@@ -300,7 +328,9 @@ class Translator:
         # Padding and a start token of its own are no words (Marian bans pad; so do we).
         never = {self.tokenizer.pad_id, self.tokenizer.bos_id} - {self.tokenizer.eos_id}
         tokens, sequences = banned_ids(search.ban, self.tokenizer)
-        max_length = self._max_target(source_length, search, width - 1)
+        pieces = max((sum(map(len, each)) for each in phrases), default=0)
+        more = width - 1 + next_power_of_four(pieces) * (pieces > 0)
+        max_length = self._max_target(source_length, search, more)
         return SearchPlan(
             search=dataclasses.replace(search, seed=0),  # compiled once for all seeds
             max_length=max_length,
@@ -309,14 +339,15 @@ class Translator:
             banned=tuple(sorted(never.union(tokens))),
             prefix_width=min(width, max_length),
             banned_sequences=sequences,
+            phrases=shape,
             draft=self.draft and self.draft.model,
         )
 
-    def _max_target(self, pieces: int, search: SearchConfig, prefix: int) -> int:
+    def _max_target(self, pieces: int, search: SearchConfig, more: int) -> int:
         """Most target tokens, end included, for that many source pieces, and that many
-        tokens that the target is made to begin with."""
+        tokens that the target is made to begin with or to hold."""
         wanted = int(search.max_length_factor * pieces) + search.max_length_offset
-        wanted += prefix
+        wanted += more
         return min(wanted, self.model.config.num_positions)
 
 
