@@ -15,6 +15,7 @@ import optax
 from transformer_jax import parallel
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.config import ParallelConfig
+from transformer_jax.processes import join_processes
 
 OPTIMIZER = optax.sgd(1e-3, momentum=0.9)
 WHOLE_BATCH = np.arange(64, dtype=np.float32).reshape(8, 8) / 64
@@ -40,7 +41,7 @@ def step(state, batch, rng):
 
 
 def main(workdir: Path) -> None:
-    parallel.join_processes()
+    join_processes()
     assert (jax.process_count(), jax.device_count()) == (2, 4)
     mesh = parallel.make_mesh(ParallelConfig(data=1, fsdp=4))
     shapes = jax.eval_shape(init, jax.random.key(0))

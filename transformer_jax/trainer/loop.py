@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from transformer_jax import parallel
 from transformer_jax.analysis.plots import plot_curves
 from transformer_jax.checkpoint import CheckpointStore, count_params
 from transformer_jax.config import Config
+from transformer_jax.processes import is_main_process, largest
 from transformer_jax.trainer.dev import LOWER_IS_BETTER, DevSet
 from transformer_jax.trainer.interrupts import StopError, StopSignals
 from transformer_jax.trainer.progress import MetricWindow, Progress, Stopwatch
@@ -24,6 +24,10 @@ from transformer_jax.trainer.reporting import (
 )
 from transformer_jax.trainer.saving import checkpoint_items, position_to_save
 from transformer_jax.trainer.startup import Finished, Started, start
+
+STOP_EVERY = 10
+"""Updates after which several processes ask each other for signals: asking waits for
+the slowest."""
 
 
 class TrainResult(NamedTuple):
@@ -57,7 +61,7 @@ def train(
     watch = Stopwatch()
     store = CheckpointStore(Path(workdir), keep=config.train.keep_checkpoints)
     origin = None if init_from is None else CheckpointStore(Path(init_from))
-    reporter = Reporter(store.workdir, active=parallel.is_main_process())
+    reporter = Reporter(store.workdir, active=is_main_process())
     with StopSignals(alone=jax.process_count() == 1) as signals:
         try:
             with signals.at_once():
@@ -226,16 +230,11 @@ class Run:
 
     def _stop_asked(self) -> bool:
         """Whether a signal has come, to any process: they must stop at one step."""
-        received = self.signals.received
-        if jax.process_count() == 1:
-            return received is not None
-        if self.step % 10:
-            return False
-        from jax.experimental import multihost_utils
-
-        everywhere = multihost_utils.process_allgather(np.array(received or 0))
-        self.signals.received = int(everywhere.max()) or None
-        return self.signals.received is not None
+        alone = jax.process_count() == 1
+        if alone or self.step % STOP_EVERY == 0:
+            self.signals.received = largest(self.signals.received or 0) or None
+            return self.signals.received is not None
+        return False
 
     def _give_up(self) -> None:
         rate = self._learning_rate()
