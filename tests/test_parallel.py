@@ -260,9 +260,3 @@ def test_rows_are_shared_out_in_order():
     batch = parallel.put_batch(np.arange(8)[:, None], mesh)
     np.testing.assert_array_equal(batch[:, 0], np.arange(8))
     assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 1)}
-
-
-def test_half_an_environment_for_many_processes_is_told():
-    parallel.join_processes({})
-    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is ''"):
-        parallel.join_processes({"JAX_COORDINATOR_ADDRESS": "localhost:1"})

@@ -5,11 +5,15 @@ import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+LAST_WAIT = 60
+"""Seconds that a process waits at its end for the others to end too. One that fails
+alone takes the others with it after that."""
 
 # What follows works in one process too, where it costs nothing.
 
@@ -71,6 +75,24 @@ def gather(data: bytes) -> list[bytes]:
     ]
 
 
+def from_main(make: Callable[[], bytes]) -> bytes:
+    """What `make` gives in the main process; if it raises a ValueError, all do.
+
+    >>> from_main(lambda: b"made once")
+    b'made once'
+    """
+    made, error = b"", None
+    if is_main_process():
+        try:
+            made = b"+" + make()
+        except ValueError as caught:
+            made, error = b"-" + str(caught).encode(), caught
+    made = gather(made)[0]
+    if made[:1] == b"-":
+        raise error or ValueError(made[1:].decode())
+    return made[1:]
+
+
 def share(length: int) -> range:
     """This process's places of `length`: as many as any other's, or one more or less.
 
@@ -88,15 +110,17 @@ class Launcher(NamedTuple):
     """What the program that started this process says of it and its siblings."""
 
     name: str
-    method: str | None
-    """What jax calls the way to find process 0; None if there is none."""
     count: int | None = None
     """Processes; None where only jax can find out. So with the index."""
     index: int | None = None
+    method: str | None = None
+    """What jax calls the way to find process 0, where it has to be told."""
+    findable: bool = True
+    """Whether there is a way."""
     local_index: int | None = None
     """Number among the processes of this host; None if it is the only one."""
     remedy: str = ""
-    """What helps where there is no method, besides naming the coordinator."""
+    """What helps where there is none, besides naming the coordinator."""
 
 
 def find_launcher(environment: Mapping[str, str]) -> Launcher | None:
@@ -129,14 +153,16 @@ def _open_mpi(environment: Mapping[str, str]) -> Finding:
     )
     if count == 1:
         return True, None
-    method = None
-    if "OMPI_MCA_orte_hnp_uri" in environment:  # up to version 4
-        method = "ompi"
-    elif importlib.util.find_spec("mpi4py"):
-        method = "mpi4py"
-    local = local_index if siblings > 1 else None
-    remedy = ", or install mpi4py, by which Open MPI 5 tells it"
-    return True, Launcher("Open MPI", method, count, index, local, remedy)
+    tells = "OMPI_MCA_orte_hnp_uri" in environment  # up to version 4
+    return True, Launcher(
+        "Open MPI",
+        count,
+        index,
+        method="ompi" if tells else "mpi4py",
+        findable=tells or importlib.util.find_spec("mpi4py") is not None,
+        local_index=local_index if siblings > 1 else None,
+        remedy=", or install mpi4py, by which Open MPI 5 tells it",
+    )
 
 
 def _slurm(environment: Mapping[str, str]) -> Finding:
@@ -151,7 +177,7 @@ def _slurm(environment: Mapping[str, str]) -> Finding:
     nodes = environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES"))
     local = None if nodes == tasks else int(environment["SLURM_LOCALID"])
     index = int(environment["SLURM_PROCID"])
-    return True, Launcher("SLURM", "slurm", int(tasks), index, local)
+    return True, Launcher("SLURM", int(tasks), index, method="slurm", local_index=local)
 
 
 def _tpu(environment: Mapping[str, str]) -> Finding:
@@ -161,11 +187,11 @@ def _tpu(environment: Mapping[str, str]) -> Finding:
     slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
     if hosts:
         several = len(hosts.split(",")) * slices > 1
-        return True, Launcher("TPU", "gketpu") if several else None
+        return True, Launcher("TPU") if several else None
     # jax sets the first where it sees TPU chips, and the second where there is no
     # metadata server, which a machine of a slice asks for the others.
     asks = "TPU_ML_PLATFORM" in environment and "TPU_SKIP_MDS_QUERY" not in environment
-    return asks, Launcher("TPU", "gcetpu") if asks else None
+    return asks, Launcher("TPU") if asks else None
 
 
 def _kubernetes(environment: Mapping[str, str]) -> Finding:
@@ -173,10 +199,12 @@ def _kubernetes(environment: Mapping[str, str]) -> Finding:
     names = ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX")
     if not all(name in environment for name in names):
         return False, None
-    method = "k8s" if importlib.util.find_spec("kubernetes") else None
-    index = int(environment["JOB_COMPLETION_INDEX"])
-    remedy = " and --processes.count N, or install the package kubernetes"
-    return True, Launcher("Kubernetes", method, index=index, remedy=remedy)
+    return True, Launcher(
+        "Kubernetes",
+        index=int(environment["JOB_COMPLETION_INDEX"]),
+        findable=importlib.util.find_spec("kubernetes") is not None,
+        remedy=" and --processes.count N, or install the package kubernetes",
+    )
 
 
 def join_processes(
@@ -214,10 +242,11 @@ def join_processes(
             cluster_detection_method="deactivate",
         )
         return
-    if launcher is None or launcher.method is None:
+    if launcher is None or not launcher.findable:
         raise ValueError(_no_coordinator(launcher))
     _initialize(
         num_processes=count,
+        process_id=index,
         local_device_ids=_local_devices(launcher, environment),
         cluster_detection_method=launcher.method,
     )
@@ -287,7 +316,7 @@ def _initialize(**known: Any) -> None:
     if not jax.config.jax_cpu_collectives_implementation:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(**known)
+        jax.distributed.initialize(**known, shutdown_timeout_seconds=LAST_WAIT)
     except Exception as error:
         raise ValueError(
             f"The processes of this run did not find each other. {error} Give each "
