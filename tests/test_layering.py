@@ -18,6 +18,7 @@ FLOORS = {
     "model_config": 1,
     "config": 2,
     "recipes": 3,
+    "scaling": 3,
     "data": 4,
     "models": 4,
     "search": 4,
@@ -33,7 +34,7 @@ FLOORS = {
     "testing": 9,
 }
 """By first part of a module's name below `transformer_jax`."""
-NO_JAX = ("data", "config", "model_config", "validation", "recipes")
+NO_JAX = ("data", "config", "model_config", "validation", "recipes", "scaling")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 
