@@ -1,6 +1,7 @@
 """However devices are arranged, a step gives the same parameters."""
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import chex
@@ -260,3 +261,25 @@ def test_rows_are_shared_out_in_order():
     batch = parallel.put_batch(np.arange(8)[:, None], mesh)
     np.testing.assert_array_equal(batch[:, 0], np.arange(8))
     assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 1)}
+
+
+@pytest.mark.parametrize(
+    ("owners", "wanted"),
+    [
+        # Of each device, its process: on data × fsdp × tensor. A process a host.
+        ([[[0, 0], [0, 0]], [[1, 1], [1, 1]]], {0: (0, 1), 1: (2, 3)}),
+        # A tensor axis over two processes: both give the same rows.
+        ([[[0, 1], [0, 1]], [[2, 3], [2, 3]]], {0: (0, 1), 1: (0, 1), 2: (2, 3)}),
+        # Neighbours in the network need not be neighbours on the mesh.
+        ([[[0, 0], [1, 1]], [[1, 1], [0, 0]]], {0: (0, 3), 1: (1, 2)}),
+    ],
+)
+def test_a_process_gives_the_rows_of_its_devices(owners, wanted, monkeypatch):
+    devices = np.vectorize(lambda owner: SimpleNamespace(process_index=owner))(owners)
+    shape = dict(zip(parallel.AXES, devices.shape, strict=True))
+    mesh: Any = SimpleNamespace(devices=devices, shape=shape)
+    for process, shares in wanted.items():
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert parallel.shares_here(mesh) == shares
+        rows = parallel.rows_here(np.arange(8), mesh)
+        assert rows.tolist() == [row for s in shares for row in (2 * s, 2 * s + 1)]

@@ -2,6 +2,8 @@
 is replaced. What they do then is for tests/system/test_two_processes.py."""
 
 import os
+import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -218,3 +220,14 @@ def test_shares_of_processes_are_even_and_leave_nothing_out(monkeypatch):
             shares.append(processes.share(length))
         assert [place for each in shares for place in each] == list(range(length))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_commands_of_the_documentation_are_understood():
+    text = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
+    text = text.replace("\\\n", " ")
+    commands = re.findall(r"transformer-jax train RUN((?: +--[\w.-]+ [\w.:]+)*)", text)
+    assert len(commands) > 6
+    run = ["--config", "wmt14_en_de", "--workdir", "runs/wmt"]
+    for flags in commands:
+        args = train_verb.parse([*run, *flags.split()])
+        assert ("--processes" in flags) == (args.processes.coordinator is not None)

@@ -132,6 +132,7 @@ def test_activations_are_about_what_jax_keeps(more):
     assert on_paper == pytest.approx(in_jax, rel=0.15)
 
 
+CALLS = r"(?:calls|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)"
 ITEM = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
 
 
@@ -164,11 +165,10 @@ def _lines(
             count = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
             assert count
             yield from _lines(parts, loop[1], times * int(count[1]))
-        elif called := re.search(
-            r"(?:calls|branch_computations)=\{?([^}]*?)\}?,", line
-        ):
-            for each in re.findall(r"%([\w.\-]+)", called[1]):
-                yield from _lines(parts, each, times)
+        else:
+            for called in re.findall(CALLS, line):
+                for each in re.findall(r"[\w.\-]+", called):
+                    yield from _lines(parts, each, times)
 
 
 def _sent(shapes: str, op: str, devices: int = 8) -> float:

@@ -313,8 +313,9 @@ def _check(coordinator: str, count: int | None, index: int | None) -> None:
 
 def _initialize(**known: Any) -> None:
     """Starts what jax has for many processes; its complaints come in our words."""
-    if not jax.config.jax_cpu_collectives_implementation:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    name = "jax_cpu_collectives_implementation"
+    if getattr(jax.config, name, "gloo") is None:
+        jax.config.update(name, "gloo")
     try:
         jax.distributed.initialize(**known, shutdown_timeout_seconds=LAST_WAIT)
     except Exception as error:

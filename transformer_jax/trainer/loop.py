@@ -110,6 +110,7 @@ class Run:
         self.saved_step = store.latest_step()
         self.saved_evaluation = self.progress.evaluated_step
         self.metrics: dict[str, float] = {}
+        self.stopped_by: int | None = None
         pairs = started.prepared.dev_pairs
         self.dev = DevSet(self.engine, started.prepared.tokenizer, pairs)
         self.window = MetricWindow(bad_steps=int(self.state.bad_steps))
@@ -230,11 +231,11 @@ class Run:
 
     def _stop_asked(self) -> bool:
         """Whether a signal has come, to any process: they must stop at one step."""
-        alone = jax.process_count() == 1
-        if alone or self.step % STOP_EVERY == 0:
-            self.signals.received = largest(self.signals.received or 0) or None
-            return self.signals.received is not None
-        return False
+        if jax.process_count() > 1 and self.step % STOP_EVERY:
+            return False
+        # Kept apart from this one's own: one that comes now is its first, not a second.
+        self.stopped_by = largest(self.signals.received or 0) or None
+        return self.stopped_by is not None
 
     def _give_up(self) -> None:
         rate = self._learning_rate()
@@ -258,7 +259,7 @@ class Run:
         if curves and reason != "stopped":
             workdir = self.store.workdir
             plot_curves(workdir / LOG_FILE, workdir / CURVES_FILE)
-        number = self.signals.received if reason == "stopped" else None
+        number = self.stopped_by
         self.reporter.ended(self._last_words(reason, number))
         return TrainResult(
             self.store.workdir, self.step, reason, self.metrics, self.progress, number
