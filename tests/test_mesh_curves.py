@@ -120,24 +120,18 @@ def test_every_mesh_has_the_curve_of_one_device(shape):
     assert_is_the_curve_of_one_device(curve(shape))
 
 
-def test_a_run_goes_on_with_other_meshes_on_the_same_curve(tmp_path):
+def test_a_run_goes_on_with_another_mesh_on_the_same_curve(tmp_path):
+    before, after = setup((2, 4, 1)), setup((1, 1, 8))
+    state, losses = before.train(before.fresh(), 0, STEPS // 2)
     store = CheckpointStore(tmp_path)
     store.write_run("{}", {})
-    first, losses = 0, []
-    state = setup(MESHES[0]).fresh()
-    for shape, last in zip(MESHES, (12, 25, 38, STEPS), strict=True):
-        made = setup(shape)
-        if first:
-            items, _ = store.restore({"state": made.like})
-            state = items["state"]
-        state, part = made.train(state, first, last)
-        losses += list(part)
-        store.save(last, {"state": state})
-        first = last
-    assert_is_the_curve_of_one_device(losses)
+    store.save(STEPS // 2, {"state": state})
+    items, _ = store.restore({"state": after.like})
+    _, more = after.train(items["state"], STEPS // 2, STEPS)
+    assert_is_the_curve_of_one_device([*losses, *more])
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon", "lion"])
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
 def test_updates_are_the_same_where_optimizer_states_are_shared_out(name: Any):
     """Of a model large enough that Adafactor factors its moments (128 each way)."""
     model = Transformer(ModelConfig(**{**MODEL, "d_model": 128, "d_ff": 128}))

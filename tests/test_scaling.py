@@ -18,7 +18,7 @@ from transformer_jax.scaling import MeshShape
 from transformer_jax.trainer.engine import batch_like
 from transformer_jax.training.objectives import make_objective
 from transformer_jax.training.optimizer import make_optimizer
-from transformer_jax.training.state import TrainState, init_state
+from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_train_step
 from transformer_jax.trees import leaves_by_path
 
@@ -39,14 +39,14 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh:
     return parallel.make_mesh(config, jax.devices()[: shape.size])
 
 
-def state_like(model: ModelConfig, optimizer: Any, mesh: jax.sharding.Mesh) -> Any:
+def params_like(model: ModelConfig) -> Any:
+    init = functools.partial(init_params, Transformer(model))
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def state_like(params: Any, optimizer: Any, mesh: jax.sharding.Mesh) -> Any:
     """The shapes of a state and where they lie."""
-    net = Transformer(model)
-
-    def init(rng: jax.Array) -> TrainState:
-        return init_state(init_params(net, rng), optimizer)
-
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer), params)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
@@ -61,31 +61,36 @@ def bytes_here(leaves: Any) -> int:
     )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
-def test_parameters_and_optimizer_are_those_of_the_state(variant, param_dtype):
+@pytest.mark.parametrize(
+    "more",
+    [
+        *VARIANTS.values(),
+        {"param_dtype": "bfloat16"},
+        # Adafactor factors most of this one, heads too.
+        {"d_model": 256, "d_ff": 256, "num_heads": 2},
+    ],
+    ids=[*VARIANTS, "bfloat16", "factored"],
+)
+def test_parameters_and_optimizer_are_those_of_the_state(more):
     shape = MeshShape(2, 2, 2)
     mesh = make_mesh(shape)
-    settings = {**SIZES, **VARIANTS[variant], "param_dtype": param_dtype}
-    # Once with what Adafactor factors, where a head is large too.
-    for more in ({}, {"d_model": 256, "d_ff": 256, "num_heads": 2}):
-        model = ModelConfig(**{**settings, **more})
-        for name in OPTIMIZERS:
-            rule = make_optimizer(OptimizerConfig(name=name), model.d_model)
-            state = state_like(model, rule, mesh)
-            params = leaves_by_path(state.params)
-            kept = [
-                x
-                for path, x in leaves_by_path(state.opt_state).items()
-                if path.endswith(tuple("/" + p for p in params))
-            ]
-            paper = scaling.memory(
-                model, shape, batch_tokens=0, row_length=0, optimizer=name
-            )
-            assert paper.parameters == bytes_here(params.values())
-            assert paper.optimizer == bytes_here(kept), name
-            counters = len(jax.tree.leaves(state.opt_state)) - len(kept)
-            assert counters <= 8
+    model = ModelConfig(**{**SIZES, **more})
+    params = params_like(model)
+    for name in OPTIMIZERS:
+        rule = make_optimizer(OptimizerConfig(name=name), model.d_model)
+        state = state_like(params, rule, mesh)
+        paths = tuple("/" + path for path in leaves_by_path(params))
+        kept = [
+            x
+            for path, x in leaves_by_path(state.opt_state).items()
+            if path.endswith(paths)
+        ]
+        paper = scaling.memory(
+            model, shape, batch_tokens=0, row_length=0, optimizer=name
+        )
+        assert paper.parameters == bytes_here(jax.tree.leaves(state.params))
+        assert paper.optimizer == bytes_here(kept), name
+        assert len(jax.tree.leaves(state.opt_state)) - len(kept) <= 8  # Counters.
 
 
 def kept_for_backward(model: ModelConfig, rows: int, length: int) -> int:
@@ -93,7 +98,7 @@ def kept_for_backward(model: ModelConfig, rows: int, length: int) -> int:
     their copies left out."""
     net = Transformer(model)
     objective = make_objective(net, 0.1, deterministic=not model.dropout)
-    params = jax.eval_shape(functools.partial(init_params, net), jax.random.key(0))
+    params = params_like(model)
 
     def backward(params: Any, batch: Any, rng: jax.Array) -> Any:
         return jax.vjp(lambda p: objective(p, batch, rng)[0], params)[1]
@@ -189,7 +194,7 @@ def exchanged(shape: MeshShape, model: ModelConfig) -> dict[str, float]:
     """What a compiled update sends; 4096 positions on each side."""
     mesh = make_mesh(shape)
     rule = make_optimizer(OptimizerConfig(), model.d_model)
-    like = state_like(model, rule, mesh)
+    like = state_like(params_like(model), rule, mesh)
     objective = make_objective(
         Transformer(model), 0.1, deterministic=True, shards=shape.shards
     )
@@ -212,7 +217,11 @@ def test_gradients_are_added_up_once():
     shape = MeshShape(data=8)
     found, paper = exchanged(shape, WIDE), on_paper(shape)
     assert (paper.parameters, paper.activations) == (0, 0)
-    assert found["all-reduce"] == pytest.approx(paper.gradients, rel=0.02)
+    # On a CPU, XLA adds up what the source, the target and the output contribute to the
+    # one table of all three each by itself.
+    table = scaling.all_reduce(4 * WIDE.target_vocab_size * WIDE.d_model, 8)
+    assert 0.99 * paper.gradients < found["all-reduce"]
+    assert found["all-reduce"] < 1.01 * (paper.gradients + 2 * table)
     assert found["all-gather"] + found["reduce-scatter"] == 0
 
 
