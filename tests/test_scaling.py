@@ -189,8 +189,9 @@ def _sent(shapes: str, op: str, devices: int = 8) -> float:
     )
 
 
-@functools.cache
-def exchanged(shape: MeshShape, model: ModelConfig) -> dict[str, float]:
+def exchanged(
+    shape: MeshShape, model: ModelConfig, *, accumulate: int = 1
+) -> dict[str, float]:
     """What a compiled update sends; 4096 positions on each side."""
     mesh = make_mesh(shape)
     rule = make_optimizer(OptimizerConfig(), model.d_model)
@@ -198,7 +199,8 @@ def exchanged(shape: MeshShape, model: ModelConfig) -> dict[str, float]:
     objective = make_objective(
         Transformer(model), 0.1, deterministic=True, shards=shape.shards
     )
-    step = parallel.jit_train_step(make_train_step(objective, rule), mesh, like)
+    train_step = make_train_step(objective, rule, accumulate=accumulate)
+    step = parallel.jit_train_step(train_step, mesh, like)
     batch = batch_like((64, 64, 64), parallel.batch_sharding(mesh))
     lowered = step.lower(like, batch, jax.random.key(0))
     return sent(lowered.compile({"xla_backend_optimization_level": 0}).as_text())
@@ -209,19 +211,21 @@ WIDE = ModelConfig(
 )
 
 
-def on_paper(shape: MeshShape) -> scaling.Communication:
-    return scaling.communication(WIDE, shape, batch_tokens=4096)
+def on_paper(shape: MeshShape, *, accumulate: int = 1) -> scaling.Communication:
+    return scaling.communication(WIDE, shape, batch_tokens=4096, accumulate=accumulate)
 
 
-def test_gradients_are_added_up_once():
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_are_added_up_once_for_each_part_of_a_batch(accumulate):
     shape = MeshShape(data=8)
-    found, paper = exchanged(shape, WIDE), on_paper(shape)
+    found = exchanged(shape, WIDE, accumulate=accumulate)
+    paper = on_paper(shape, accumulate=accumulate)
     assert (paper.parameters, paper.activations) == (0, 0)
     # On a CPU, XLA adds up what the source, the target and the output contribute to the
     # one table of all three each by itself.
     table = scaling.all_reduce(4 * WIDE.target_vocab_size * WIDE.d_model, 8)
     assert 0.99 * paper.gradients < found["all-reduce"]
-    assert found["all-reduce"] < 1.01 * (paper.gradients + 2 * table)
+    assert found["all-reduce"] < 1.01 * (paper.gradients + 2 * accumulate * table)
     assert found["all-gather"] + found["reduce-scatter"] == 0
 
 
