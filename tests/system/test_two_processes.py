@@ -80,7 +80,11 @@ def start_two(config: Config, workdir: Path, *more: str) -> list[subprocess.Pope
 
 def outputs(workers: Sequence[subprocess.Popen]) -> list[str]:
     """What each has printed, but for what gloo prints of itself."""
-    found = [worker.communicate(timeout=240)[0] for worker in workers]
+    try:
+        found = [worker.communicate(timeout=600)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
     return [
         "\n".join(line for line in text.splitlines() if "peer ranks" not in line)
         for text in found
@@ -88,7 +92,7 @@ def outputs(workers: Sequence[subprocess.Popen]) -> list[str]:
 
 
 def wait_for_updates(log: Path, count: int, workers: list[subprocess.Popen]) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and all(w.poll() is None for w in workers):
         if log.exists() and log.read_text().count('"event": "train"') >= count:
             return
