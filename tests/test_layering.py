@@ -13,10 +13,12 @@ FLOORS = {
     "types": 0,
     "sealed": 0,
     "compilation": 0,
+    "processes": 0,
     "trees": 1,
     "model_config": 1,
     "config": 2,
     "recipes": 3,
+    "scaling": 3,
     "data": 4,
     "models": 4,
     "search": 4,
@@ -32,7 +34,7 @@ FLOORS = {
     "testing": 9,
 }
 """By first part of a module's name below `transformer_jax`."""
-NO_JAX = ("data", "config", "model_config", "validation", "recipes")
+NO_JAX = ("data", "config", "model_config", "validation", "recipes", "scaling")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 

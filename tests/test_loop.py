@@ -29,6 +29,7 @@ from transformer_jax.config import (
     TrainConfig,
 )
 from transformer_jax.recipes import config_to_json
+from transformer_jax.trainer import loop
 from transformer_jax.trainer.dev import DevReport, DevSet
 from transformer_jax.trainer.loop import train
 from transformer_jax.types import Params
@@ -241,6 +242,22 @@ def test_ctrl_c_during_evaluation_saves_and_evaluates_the_next_time(
     assert train(config, tmp_path / "run").reason == "finished"
     logged = events(tmp_path / "run", "evaluate")
     assert [record["step"] for record in logged] == sorted({place, 3})
+
+
+def test_a_signal_while_the_run_stops_for_another_process_ends_nothing(
+    tmp_path, one_device, monkeypatch
+):
+    monkeypatch.setattr(loop, "largest", lambda number: signal.SIGTERM)
+    save = CheckpointStore.save
+
+    def get_a_signal_and_save(*args: Any, **kwargs: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(CheckpointStore, "save", get_a_signal_and_save)
+    result = train(steps(toy(tmp_path), 3), tmp_path / "run")
+    assert (result.reason, result.exit_code) == ("stopped", 143)
+    assert CheckpointStore(tmp_path / "run").latest_step() == 0
 
 
 def test_an_evaluation_made_up_for_is_kept_though_it_is_not_the_best(

@@ -1,5 +1,6 @@
 """The fused loss against the plain one, and the plain one against optax."""
 
+import functools
 from typing import Any
 
 import chex
@@ -51,8 +52,10 @@ def test_the_plain_loss_is_that_of_optax(smoothing):
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 6, 1000])
-@pytest.mark.parametrize("bias", [True, False])
-def test_fused_equals_plain_in_value_and_gradients(monkeypatch, chunk_tokens, bias):
+@pytest.mark.parametrize(("bias", "shards"), [(True, 1), (False, 1), (True, B)])
+def test_fused_equals_plain_in_value_and_gradients(
+    monkeypatch, chunk_tokens, bias, shards
+):
     monkeypatch.setattr(losses, "CHUNK_TOKENS", chunk_tokens)
     problem = random_problem(bias=bias)
     wanted = (0, 1, 2) if bias else (0, 1)
@@ -66,7 +69,7 @@ def test_fused_equals_plain_in_value_and_gradients(monkeypatch, chunk_tokens, bi
         return jax.jit(gradient)(*problem)
 
     chex.assert_trees_all_close(
-        value_and_gradients(fused_cross_entropy),
+        value_and_gradients(functools.partial(fused_cross_entropy, shards=shards)),
         value_and_gradients(plain),
         rtol=1e-4,
         atol=1e-5,

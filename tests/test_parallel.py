@@ -1,6 +1,7 @@
 """However devices are arranged, a step gives the same parameters."""
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import chex
@@ -123,9 +124,9 @@ def assert_trained_as_on_one_device(trained):
     chex.assert_trees_all_close(trained, wanted, atol=2e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
-def test_every_mesh_trains_as_one_device_does(shape):
-    assert_trained_as_on_one_device(train(make_mesh(*shape)))
+def test_a_mesh_trains_as_one_device_does():
+    """The parameters too; losses on all kinds of meshes: test_mesh_curves.py."""
+    assert_trained_as_on_one_device(train(make_mesh(2, 2, 2)))
 
 
 def test_pmap_trains_as_jit_does():
@@ -234,19 +235,33 @@ def test_the_mesh_takes_the_devices_that_are_left():
 
 
 @pytest.mark.parametrize(
-    ("shape", "model", "name"),
+    ("shape", "model", "message"),
     [
-        ((1, 1, 8), {}, "num_heads"),
-        ((1, 1, 4), {"d_ff": 30}, "d_ff"),
-        ((1, 1, 4), {"target_vocab_size": 26, "tied_embeddings": "none"}, "26.*28"),
-        ((1, 2, 2), {"target_vocab_size": 26, "tied_embeddings": "none"}, "26.*28"),
-        ((1, 8, 1), {"d_model": 20}, "d_model"),
+        ((1, 1, 8), {}, "model.num_heads is 4, .* parallel.tensor 8: it must be a"),
+        ((1, 1, 4), {"d_ff": 30}, "model.d_ff is 30, .* parallel.tensor 4: it must"),
+        (
+            (1, 1, 4),
+            {"target_vocab_size": 26, "tied_embeddings": "none"},
+            r"model.target_vocab_size is 26, .* parallel.tensor 4 × parallel.fsdp 1: "
+            r"it must be a multiple. Change one of them \(to 28: rows past",
+        ),
+        (
+            (1, 2, 2),
+            {"source_vocab_size": 30, "tied_embeddings": "none"},
+            r"model.source_vocab_size is 30, .* parallel.tensor 2 × parallel.fsdp 2: "
+            r"it must be a multiple. Change one of them \(to 32: rows past",
+        ),
+        (
+            (1, 8, 1),
+            {"d_model": 20},
+            "model.d_model is 20, .* parallel.fsdp 8: it",
+        ),
     ],
 )
-def test_sizes_that_do_not_divide_are_named(shape, model, name):
+def test_sizes_that_do_not_divide_are_named(shape, model, message):
     config = Config(model=ModelConfig(**{**TINY.__dict__, **model}))
     parallel.check_divisible(config, make_mesh(1, 1, 1))
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=message):
         parallel.check_divisible(config, make_mesh(*shape))
 
 
@@ -262,7 +277,23 @@ def test_rows_are_shared_out_in_order():
     assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 1)}
 
 
-def test_half_an_environment_for_many_processes_is_told():
-    parallel.join_processes({})
-    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is ''"):
-        parallel.join_processes({"JAX_COORDINATOR_ADDRESS": "localhost:1"})
+@pytest.mark.parametrize(
+    ("owners", "wanted"),
+    [
+        # Of each device, its process: on data × fsdp × tensor. A process a host.
+        ([[[0, 0], [0, 0]], [[1, 1], [1, 1]]], {0: (0, 1), 1: (2, 3)}),
+        # A tensor axis over two processes: both give the same rows.
+        ([[[0, 1], [0, 1]], [[2, 3], [2, 3]]], {0: (0, 1), 1: (0, 1), 2: (2, 3)}),
+        # Neighbours in the network need not be neighbours on the mesh.
+        ([[[0, 0], [1, 1]], [[1, 1], [0, 0]]], {0: (0, 3), 1: (1, 2)}),
+    ],
+)
+def test_a_process_gives_the_rows_of_its_devices(owners, wanted, monkeypatch):
+    devices = np.vectorize(lambda owner: SimpleNamespace(process_index=owner))(owners)
+    shape = dict(zip(parallel.AXES, devices.shape, strict=True))
+    mesh: Any = SimpleNamespace(devices=devices, shape=shape)
+    for process, shares in wanted.items():
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert parallel.shares_here(mesh) == shares
+        rows = parallel.rows_here(np.arange(8), mesh)
+        assert rows.tolist() == [row for s in shares for row in (2 * s, 2 * s + 1)]

@@ -211,10 +211,10 @@ def test_processes_share_out_the_rows_of_the_same_batches(batching):
     with (
         open_batches(config, pairs, rows_multiple=4) as whole,
         open_batches(
-            config, pairs, rows_multiple=4, process_index=0, process_count=2
+            config, pairs, rows_multiple=4, shares=(0,), num_shares=2
         ) as first,
         open_batches(
-            config, pairs, rows_multiple=4, process_index=1, process_count=2
+            config, pairs, rows_multiple=4, shares=(1,), num_shares=2
         ) as second,
     ):
         for _ in range(12):
@@ -231,7 +231,7 @@ def test_more_processes_go_on_from_the_same_position(batching):
     with (
         open_batches(config, pairs, rows_multiple=2) as whole,
         open_batches(
-            config, pairs, rows_multiple=2, process_index=1, process_count=2
+            config, pairs, rows_multiple=2, shares=(1,), num_shares=2
         ) as second,
     ):
         take(whole, 7)
@@ -320,14 +320,31 @@ def test_nothing_left_to_train_on_is_an_error(batching):
         train_batches([], NUMBERS, make_config(batching))
 
 
+@each_batching
+def test_a_process_may_have_shares_that_lie_apart(batching):
+    config = make_config(batching)
+    pairs = make_pairs(60)
+    with (
+        open_batches(config, pairs, rows_multiple=4) as whole,
+        open_batches(
+            config, pairs, rows_multiple=4, shares=(0, 3), num_shares=4
+        ) as outer,
+    ):
+        for _ in range(12):
+            batch, ours = next(whole), next(outer)
+            quarters = [np.split(array, 4) for array in batch]
+            wanted = [np.concatenate([parts[0], parts[3]]) for parts in quarters]
+            chex.assert_trees_all_equal(list(ours), wanted)
+
+
 def test_rows_that_processes_cannot_share_are_an_error():
-    with pytest.raises(ValueError, match=r"3.*2 processes"):
+    with pytest.raises(ValueError, match=r"3.*2 equal shares"):
         train_batches(
             make_pairs(5),
             NUMBERS,
             make_config("pack"),
             rows_multiple=3,
-            process_count=2,
+            num_shares=2,
         )
 
 

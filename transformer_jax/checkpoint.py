@@ -19,8 +19,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
-from jax.experimental import multihost_utils
 
+from transformer_jax.processes import is_main_process, wait_for_all
 from transformer_jax.sealed import (
     SealedFolder,
     check_digest,
@@ -79,8 +79,8 @@ class CheckpointStore:
     ) -> None:
         """Makes the folder a run, or renews its settings; `origin` says where its first
         weights came from, if they were not drawn at random."""
-        _wait_for_all("write_run begins")
-        if jax.process_index() == 0:
+        wait_for_all("write_run begins")
+        if is_main_process():
             run = {
                 "format": "transformer_jax run",
                 "version": FORMAT_VERSION,
@@ -93,7 +93,7 @@ class CheckpointStore:
             new = self.workdir / "run.json.new"
             new.write_bytes(_to_json(run))
             new.replace(self.workdir / "run.json")
-        _wait_for_all("write_run ends")
+        wait_for_all("write_run ends")
 
     def config_json(self, step: int | None = None) -> str:
         """Settings, as JSON: of the run, or as they were at a checkpoint."""
@@ -210,10 +210,10 @@ class CheckpointStore:
         """
         run, path = self._run(), self._path(step)
         new = path.with_name(UNFINISHED + path.name)
-        if jax.process_index() == 0:
+        if is_main_process():
             self._clean()
             new.mkdir(parents=True)
-        _wait_for_all(f"save {step} begins")
+        wait_for_all(f"save {step} begins")
         handler = ocp.PyTreeCheckpointHandler()
         with ocp.AsyncCheckpointer(handler) as checkpointer:
             for name, tree in items.items():
@@ -221,7 +221,7 @@ class CheckpointStore:
                     jax.tree.map(_uncopied, tree), ocdbt_target_data_file_size=FILE_SIZE
                 )
                 checkpointer.save((new / name).absolute(), args=args)
-        if jax.process_index() == 0:
+        if is_main_process():
             facts = {
                 "format": "transformer_jax checkpoint",
                 "version": FORMAT_VERSION,
@@ -243,7 +243,7 @@ class CheckpointStore:
             new.rename(path)
             sync(self._folder)
             self._prune()
-        _wait_for_all(f"save {step} ends")
+        wait_for_all(f"save {step} ends")
 
     def _prune(self) -> None:
         """Deletes all but the latest checkpoints and the best."""
@@ -363,11 +363,6 @@ def _with_sharding(like: Any) -> jax.ShapeDtypeStruct:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding = getattr(like, "sharding", None) or here
     return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding)
-
-
-def _wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _to_json(value: Any) -> bytes:

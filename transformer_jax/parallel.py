@@ -1,4 +1,4 @@
-"""Devices and processes: the mesh, where every array lives on it, and compiled steps.
+"""Devices: the mesh, where every array lives on it, and compiled steps.
 
 A mesh has three axes: `data` shares out the batch; `fsdp` shares out the batch and the
 parameters too; `tensor` shares out heads, feed-forward widths and the vocabulary. One
@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -85,16 +85,9 @@ def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> M
             "set parallel.fsdp and parallel.tensor to 1, or wrapper to jit."
         )
     shape = (data, config.fsdp, config.tensor)
-    mesh = jax.make_mesh(
+    return jax.make_mesh(
         shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES)
     )
-    for row in mesh.devices.reshape(-1, config.tensor):
-        if len({device.process_index for device in row}) > 1:
-            raise ValueError(
-                f"parallel.tensor is {config.tensor}, more than the devices of one "
-                "process: lower it and raise parallel.fsdp, which may span processes."
-            )
-    return mesh
 
 
 def num_data_shards(mesh: Mesh) -> int:
@@ -183,17 +176,32 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(ROWS))
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Global arrays whose rows are those of every process, each giving its own share.
+def shares_here(mesh: Mesh) -> tuple[int, ...]:
+    """Which of the `num_data_shards` parts of a batch's rows this process's devices
+    hold, in order. Processes that share out a tensor axis hold the same ones."""
+    here = [device.process_index == jax.process_index() for device in mesh.devices.flat]
+    tensor = mesh.shape["tensor"]
+    return tuple(sorted({place // tensor for place, mine in enumerate(here) if mine}))
 
-    Processes must hold equally many rows.
-    """
+
+def rows_here(batch: Any, mesh: Mesh) -> Any:
+    """The rows of a whole batch that this process gives to `put_batch`."""
+    shards, here = num_data_shards(mesh), list(shares_here(mesh))
+
+    def pick(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.split(x, shards)[share] for share in here])
+
+    return jax.tree.map(pick, batch)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Global arrays of rows, of which each process gives those of its `shares_here`."""
     sharding = batch_sharding(mesh)
-    shards, processes = num_data_shards(mesh), jax.process_count()
+    shards, here = num_data_shards(mesh), len(shares_here(mesh))
 
     def put(x: np.ndarray) -> jax.Array:
-        rows = len(x) * processes
-        if rows % shards:
+        rows = len(x) * shards // here
+        if rows % shards or len(x) % here:
             raise ValueError(
                 f"A batch has {rows} rows for the {shards} devices of the data and "
                 "fsdp axes: it must be a multiple. Change data.batch_tokens or the "
@@ -202,6 +210,12 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
 
     return jax.tree.map(put, batch)
+
+
+def put_key(rng: jax.Array, mesh: Mesh) -> jax.Array:
+    """A random key that every process holds, as an array of the whole mesh."""
+    data = np.asarray(jax.random.key_data(rng))
+    return jax.random.wrap_key_data(jax.device_put(data, replicated(mesh)))
 
 
 # Compiled steps.
@@ -261,32 +275,3 @@ def pmap_train_step(
         return mapped(state, by_device, rng)
 
     return train_step
-
-
-# Processes.
-
-
-def is_main_process() -> bool:
-    """Whether this process writes and prints."""
-    return jax.process_index() == 0
-
-
-def join_processes(environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the processes of a run on several hosts, where the environment names them.
-
-    JAX_COORDINATOR_ADDRESS is host:port of process 0, JAX_NUM_PROCESSES their number,
-    JAX_PROCESS_ID this one's. Comes before the first use of a device.
-    """
-    address = environment.get("JAX_COORDINATOR_ADDRESS")
-    if not address:
-        return
-    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    values = [environment.get(name, "") for name in names]
-    for name, value in zip(names, values, strict=True):
-        if not value.isdigit():
-            raise ValueError(
-                f"{name} is {value!r}, with JAX_COORDINATOR_ADDRESS {address!r}: it "
-                "must be a number. Set all three, or none."
-            )
-    count, index = map(int, values)
-    jax.distributed.initialize(address, num_processes=count, process_id=index)

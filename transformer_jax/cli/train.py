@@ -14,6 +14,20 @@ from transformer_jax.recipes import find_recipe, load_recipe, recipe_names
 
 
 @dataclasses.dataclass(frozen=True)
+class Processes:
+    """Where several processes train together and no launcher (SLURM, Open MPI,
+    Kubernetes, TPU slice) says so: the same to all, but for the index."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, free and within reach of all, or
+    JAX_COORDINATOR_ADDRESS."""
+    count: int | None = None
+    """Processes, or JAX_NUM_PROCESSES; 1 trains alone under any launcher."""
+    index: int | None = None
+    """Which one this is, from 0, or JAX_PROCESS_ID."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Args:
     """Train a model, or go on with a training that was stopped.
 
@@ -28,6 +42,7 @@ class Args:
     """Folder of the run: checkpoints, tokenizer, logs. Default: runs/<recipe>."""
     init_from: Path | None = None
     """Another run: a new run starts with its weights, model settings and tokenizer."""
+    processes: Processes = Processes()
 
 
 def parse(argv: Sequence[str], *, prog: str = "transformer-jax train") -> Args:
@@ -48,9 +63,9 @@ def parse(argv: Sequence[str], *, prog: str = "transformer-jax train") -> Args:
 
 def run(args: Args) -> int:
     """Trains; 128 + the signal's number when a signal stopped it."""
-    from transformer_jax.parallel import join_processes
+    from transformer_jax.processes import join_processes
     from transformer_jax.trainer.loop import train
 
-    join_processes()
+    join_processes(**dataclasses.asdict(args.processes))
     workdir = args.workdir or Path("runs") / find_recipe(args.config).stem
     return train(args.settings, workdir, init_from=args.init_from).exit_code

@@ -3,7 +3,7 @@
 Training reads the endless stream of `stream.py`, in which a position tells everything:
 what has been read so far is a number, what waits to be batched is a list of numbers,
 and that is all a checkpoint holds. Every process forms the same global batches and
-takes its own rows of them.
+takes the rows of its own devices.
 """
 
 import weakref
@@ -48,8 +48,8 @@ class _Settings(NamedTuple):
     config: Config
     pad_id: int
     rows_multiple: int
-    process_index: int
-    process_count: int
+    shares: Sequence[int]
+    num_shares: int
 
 
 class _Batches(grain.IterDataset[Batch]):
@@ -86,10 +86,11 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
         while (ready := self._batcher.pop(self._position)) is None:
             self._read()
         rows = [[placed.example for placed in row] for row in ready.rows]
-        _, pad_id, _, index, count = self._settings
-        mine = ready.num_rows // count
-        shape = (mine, ready.length, ready.length)
-        return stack_rows(rows[index * mine : (index + 1) * mine], shape, pad_id)
+        _, pad_id, _, shares, num_shares = self._settings
+        size = ready.num_rows // num_shares
+        mine = [row for i in shares for row in rows[i * size : (i + 1) * size]]
+        shape = (size * len(shares), ready.length, ready.length)
+        return stack_rows(mine, shape, pad_id)
 
     def _read(self) -> None:
         data, num_pairs = self._settings.config.data, self._stream.num_pairs
@@ -214,27 +215,27 @@ def train_batches(
     config: Config,
     *,
     rows_multiple: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    shares: Sequence[int] = (0,),
+    num_shares: int = 1,
 ) -> TrainBatches:
-    """Shuffled, filtered training batches without end; this process's rows of each."""
+    """Shuffled, filtered training batches without end. Of the `num_shares` equal parts
+    of each one's rows, these are the `shares` of this process."""
     if len(pairs) == 0:
         raise ValueError(
             f"The training split {config.data.train_split!r} of {config.data.name} "
             "holds no pairs: choose another with data.train_split."
         )
-    if rows_multiple % process_count:
+    if rows_multiple % num_shares:
         raise ValueError(
-            f"Rows come in multiples of {rows_multiple}, which {process_count} "
-            "processes cannot share evenly: use a number of devices that is a "
-            "multiple of the processes."
+            f"Rows come in multiples of {rows_multiple}, which cannot be cut into "
+            f"{num_shares} equal shares: make one a multiple of the other."
         )
     settings = _Settings(
         config,
         tokenizer.pad_id,
         rows_multiple,
-        process_index,
-        process_count,
+        shares,
+        num_shares,
     )
     # Says at once, and not in the background, when rows do not fit.
     batch_shapes(config, rows_multiple=rows_multiple)

@@ -1,6 +1,8 @@
 """How good the model is on the dev split: loss, accuracy, BLEU, sample translations."""
 
 import dataclasses
+import itertools
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from transformer_jax.data.batching import Batch
 from transformer_jax.data.pipeline import eval_batches
 from transformer_jax.data.sources import Pair
 from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.processes import gather, share
 from transformer_jax.trainer.engine import Engine
 from transformer_jax.trainer.progress import perplexity
 from transformer_jax.training.metrics import compute
@@ -87,31 +90,39 @@ class DevSet:
 
     def _put(self, batch: Batch) -> Batch:
         """The rows of this process, on its devices."""
-        rows = batch.inputs.shape[0] // jax.process_count()
-        start = rows * jax.process_index()
-        mine = jax.tree.map(lambda x: x[start : start + rows], batch)
+        mine = parallel.rows_here(batch, self.engine.mesh)
         return parallel.put_batch(mine, self.engine.mesh)
 
     def _translate(self, params: Params, sources: list[str]) -> list[str]:
+        """Each process translates its share, on all of its devices side by side."""
+        mine = share(len(sources))
         translator = Translator(
             self.engine.model,
-            on_one_device(params),
+            whole_params(params),
             self.tokenizer,
             self.config.evaluation.search,
+            devices=self.engine.mesh.local_devices,
         )
         found = translator.translate(
-            sources, batch_tokens=self.config.evaluation.batch_tokens
+            sources[mine.start : mine.stop],
+            batch_tokens=self.config.evaluation.batch_tokens,
+            first_line=1 + mine.start,
         )
-        return [translation.text for translation in found]
+        texts = gather(json.dumps([each.text for each in found]).encode())
+        return list(itertools.chain.from_iterable(map(json.loads, texts)))
 
 
-def on_one_device(params: Params) -> Params:
-    """Whole parameters on this process's first device, for search."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def whole_params(params: Params) -> Params:
+    """Parameters that are cut over the mesh, whole, for the devices of this process.
 
-        params = multihost_utils.process_allgather(params, tiled=True)
-    return jax.device_put(params, jax.local_devices()[0])
+    Search has a copy of them on each device: a token at a time, devices that shared
+    out a model would mostly wait for each other.
+    """
+    if jax.process_count() == 1:
+        return params
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(params, tiled=True)
 
 
 def spread(length: int, count: int) -> list[int]:

@@ -78,8 +78,15 @@ class Engine:
     def _make_step(self, reduce: Callable[[Any], Any]) -> TrainStep:
         """The update; `reduce` adds a tree over devices."""
         train = self.config.train
+        pmap = self.config.parallel.wrapper == "pmap"  # A device sees its part alone.
+        objective = make_objective(
+            self.model,
+            train.label_smoothing,
+            deterministic=False,
+            shards=1 if pmap else parallel.num_data_shards(self.mesh),
+        )
         return make_train_step(
-            make_objective(self.model, train.label_smoothing, deterministic=False),
+            objective,
             self.optimizer,
             accumulate=train.accumulate,
             ema_decay=train.ema_decay,
@@ -90,7 +97,12 @@ class Engine:
     def eval_step(self) -> Callable[[Params, Batch], Metrics]:
         """Metrics of a batch, with nothing random; compiled when first needed."""
         smoothing = self.config.train.label_smoothing
-        objective = make_objective(self.model, smoothing, deterministic=True)
+        objective = make_objective(
+            self.model,
+            smoothing,
+            deterministic=True,
+            shards=parallel.num_data_shards(self.mesh),
+        )
         return parallel.jit_eval_step(
             make_eval_step(objective), self.mesh, self.state_like
         )

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from transformer_jax import parallel
 from transformer_jax.analysis.plots import plot_curves
 from transformer_jax.checkpoint import CheckpointStore, count_params
 from transformer_jax.config import Config
+from transformer_jax.processes import is_main_process, largest
 from transformer_jax.trainer.dev import LOWER_IS_BETTER, DevSet
 from transformer_jax.trainer.interrupts import StopError, StopSignals
 from transformer_jax.trainer.progress import MetricWindow, Progress, Stopwatch
@@ -24,6 +24,10 @@ from transformer_jax.trainer.reporting import (
 )
 from transformer_jax.trainer.saving import checkpoint_items, position_to_save
 from transformer_jax.trainer.startup import Finished, Started, start
+
+STOP_EVERY = 10
+"""Updates after which several processes ask each other for signals: asking waits for
+the slowest."""
 
 
 class TrainResult(NamedTuple):
@@ -57,7 +61,7 @@ def train(
     watch = Stopwatch()
     store = CheckpointStore(Path(workdir), keep=config.train.keep_checkpoints)
     origin = None if init_from is None else CheckpointStore(Path(init_from))
-    reporter = Reporter(store.workdir, active=parallel.is_main_process())
+    reporter = Reporter(store.workdir, active=is_main_process())
     with StopSignals(alone=jax.process_count() == 1) as signals:
         try:
             with signals.at_once():
@@ -106,6 +110,7 @@ class Run:
         self.saved_step = store.latest_step()
         self.saved_evaluation = self.progress.evaluated_step
         self.metrics: dict[str, float] = {}
+        self.stopped_by: int | None = None
         pairs = started.prepared.dev_pairs
         self.dev = DevSet(self.engine, started.prepared.tokenizer, pairs)
         self.window = MetricWindow(bad_steps=int(self.state.bad_steps))
@@ -226,16 +231,11 @@ class Run:
 
     def _stop_asked(self) -> bool:
         """Whether a signal has come, to any process: they must stop at one step."""
-        received = self.signals.received
-        if jax.process_count() == 1:
-            return received is not None
-        if self.step % 10:
+        if jax.process_count() > 1 and self.step % STOP_EVERY:
             return False
-        from jax.experimental import multihost_utils
-
-        everywhere = multihost_utils.process_allgather(np.array(received or 0))
-        self.signals.received = int(everywhere.max()) or None
-        return self.signals.received is not None
+        # Kept apart from this one's own: one that comes now is its first, not a second.
+        self.stopped_by = largest(self.signals.received or 0) or None
+        return self.stopped_by is not None
 
     def _give_up(self) -> None:
         rate = self._learning_rate()
@@ -259,7 +259,7 @@ class Run:
         if curves and reason != "stopped":
             workdir = self.store.workdir
             plot_curves(workdir / LOG_FILE, workdir / CURVES_FILE)
-        number = self.signals.received if reason == "stopped" else None
+        number = self.stopped_by
         self.reporter.ended(self._last_words(reason, number))
         return TrainResult(
             self.store.workdir, self.step, reason, self.metrics, self.progress, number

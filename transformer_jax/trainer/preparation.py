@@ -1,6 +1,7 @@
 """From a config and a folder to what a run works with: data, tokenizer, sizes."""
 
 import dataclasses
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from transformer_jax.data.tokenizer import (
     load_tokenizer,
     train_sentencepiece,
 )
+from transformer_jax.processes import from_main, main_process_first
 from transformer_jax.recipes import (
     changed_settings,
     check_same_run,
@@ -136,9 +138,10 @@ def prepare(
     if config.data.dev_split:
         check_tokenizer(config.evaluation.tokenize)
     say(f"data         {config.data.name}: opening {config.data.train_split}")
-    train_pairs = open_split(
-        config.data, config.data.train_split, workdir=store.workdir
-    )
+    with main_process_first("data"):
+        train_pairs = open_split(
+            config.data, config.data.train_split, workdir=store.workdir
+        )
     dev_pairs = []
     if config.data.dev_split:
         dev = open_split(config.data, config.data.dev_split, workdir=store.workdir)
@@ -179,18 +182,23 @@ def check_dev_lengths(config: Config, tokenizer: Tokenizer, pairs: list[Pair]) -
 
 
 def new_tokenizer(config: Config, pairs: PairSource, say: Say) -> Tokenizer:
-    """SentencePiece, trained on the training split."""
+    """SentencePiece, trained on the training split: once, for all processes."""
     settings, places = config.tokenizer, range(len(pairs))
     say(
         f"{'tokenizer':<13}training {settings.algorithm} with "
         f"{settings.vocab_size:,} pieces"
     )
-    return train_sentencepiece(
-        settings,
-        (pairs[place].source for place in places),
-        (pairs[place].target for place in places),
-        seed=config.seed,
-    )
+
+    def files() -> bytes:
+        made = train_sentencepiece(
+            settings,
+            (pairs[place].source for place in places),
+            (pairs[place].target for place in places),
+            seed=config.seed,
+        )
+        return pickle.dumps(made.files())
+
+    return load_tokenizer(pickle.loads(from_main(files)))
 
 
 def replaced_model_settings(asked: Config, used: Config) -> Mapping[str, object]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from transformer_jax import parallel
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.data.pipeline import TrainBatches
 from transformer_jax.trainer.engine import Engine
@@ -23,7 +24,8 @@ class Restored(NamedTuple):
 
 def restore(engine: Engine, store: CheckpointStore, batches: TrainBatches) -> Restored:
     """State, dropout key and totals of the latest checkpoint; `batches` moves there."""
-    like = checkpoint_items(engine.state_like, jax.random.key(0))
+    some_key = parallel.put_key(jax.random.key(0), engine.mesh)
+    like = checkpoint_items(engine.state_like, some_key)
     items, position = store.restore(like)
     training = items["training"]
     state = TrainState(

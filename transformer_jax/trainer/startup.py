@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from transformer_jax import parallel
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.compilation import keep_compiled_programs
 from transformer_jax.config import Config
@@ -138,8 +139,8 @@ def _batches(prepared: Prepared, engine: Engine) -> TrainBatches:
         prepared.tokenizer,
         prepared.config,
         rows_multiple=engine.rows_multiple,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        shares=parallel.shares_here(engine.mesh),
+        num_shares=parallel.num_data_shards(engine.mesh),
     )
 
 
@@ -157,4 +158,4 @@ def _state(
         state = engine.state_from(origin.restore_params())
     else:
         state = engine.fresh_state(params_rng)
-    return Restored(state, train_rng, Progress())
+    return Restored(state, parallel.put_key(train_rng, engine.mesh), Progress())

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+
 from transformer_jax.checkpoint import count_params
 from transformer_jax.config import Config, DataConfig
 from transformer_jax.data.examples import fits, make_example
@@ -84,7 +86,8 @@ def summary(prepared: Prepared, engine: Engine) -> str:
         f"d_model {model.d_model}, d_ff {model.d_ff}, {model.num_heads} heads, "
         f"{model.norm_position}-norm, {model.dtype}; "
         f"{count_params(engine.state_like.params):,} parameters",
-        "devices": f"{engine.mesh.size} × {device.device_kind} ({mesh})",
+        "devices": f"{engine.mesh.size} × {device.device_kind} ({mesh})"
+        + (f", in {jax.process_count()} processes" if jax.process_count() > 1 else ""),
         "vocabulary": f"{model.source_vocab_size:,} source, "
         f"{model.target_vocab_size:,} target"
         + (", joint" if config.tokenizer.joint else ""),

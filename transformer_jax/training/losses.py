@@ -58,6 +58,8 @@ def fused_cross_entropy(
     targets: Array,
     weights: Array,
     smoothing: float,
+    *,
+    shards: int = 1,
 ) -> LossSums:
     """`smoothed_cross_entropy(hidden · tableᵀ + bias, …)` without keeping the logits.
 
@@ -65,9 +67,19 @@ def fused_cross_entropy(
     A few target positions at a time are projected, and under differentiation their
     gradients are formed at once, so that memory does not grow with tokens × V. Chunks
     run along T: the batch axis may stay sharded. Only `loss` is differentiated.
+
+    Devices that share out the rows in `shards` parts each add up their own chunks, and
+    add their sums and gradients once, instead of after each chunk.
     """
     fused: Any = _fused
-    return fused(hidden, table, bias, targets, weights, smoothing)
+    if shards == 1:
+        return fused(hidden, table, bias, targets, weights, smoothing)
+
+    def of_shard(hidden: Array, targets: Array, weights: Array) -> LossSums:
+        return fused(hidden, table, bias, targets, weights, smoothing)
+
+    parts = (x.reshape(shards, -1, *x.shape[1:]) for x in (hidden, targets, weights))
+    return jax.tree.map(jnp.sum, jax.vmap(of_shard)(*parts))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

@@ -16,13 +16,18 @@ Objective = Callable[[Params, Batch, PRNGKey | None], tuple[Array, Metrics]]
 
 
 def make_objective(
-    model: nn.Module, label_smoothing: float, *, deterministic: bool
+    model: nn.Module,
+    label_smoothing: float,
+    *,
+    deterministic: bool,
+    shards: int = 1,
 ) -> Objective:
     """Label-smoothed cross-entropy of the targets, in nats, summed over the tokens that
     are not padding (section 5.4 of the paper).
 
     Metrics: `loss`, `nll` (without smoothing) and `accuracy` (of the likeliest token
-    under teacher forcing), each weighted by the number of target tokens.
+    under teacher forcing), each weighted by the number of target tokens. `shards` is in
+    how many parts devices share out the rows (see `fused_cross_entropy`).
     """
 
     def objective(
@@ -34,7 +39,13 @@ def make_objective(
         )
         weights = (batch.target_segment_ids > 0).astype(jnp.float32)
         sums = fused_cross_entropy(
-            hidden, table, bias, batch.targets, weights, label_smoothing
+            hidden,
+            table,
+            bias,
+            batch.targets,
+            weights,
+            label_smoothing,
+            shards=shards,
         )
         tokens = weights.sum()
         metrics = {
