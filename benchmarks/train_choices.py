@@ -1,15 +1,16 @@
 """What each way of doing the same costs: the measurements behind the defaults.
 
-python benchmarks/train_choices.py attention layers projections dropout \
+python benchmarks/train_choices.py attention layers projections dropout long \
     --output benchmarks/results/train_choices.json
 
 - attention: forward and gradients, all weights at once and in chunks, over lengths;
 - layers: seconds to compile a train step, and to run it, with and without scan_layers;
 - projections: queries, keys and values by three products or by one, with gradients;
+- long: a train step of the tiny model on one row of 8 192 source and target tokens;
 - dropout: train steps with the random bits of threefry, rbg and unsafe_rbg.
 
 Ways are timed in turns; numbers are medians, and compilation is not in them unless they
-say so. Results are added to those that the file holds.
+say so. Results are added to those that the file holds, each as soon as it is there.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,12 +52,14 @@ class Args:
     """See above."""
 
     what: Annotated[
-        tuple[Literal["attention", "layers", "projections", "dropout"], ...],
+        tuple[Literal["attention", "layers", "projections", "dropout", "long"], ...],
         tyro.conf.Positional,
     ]
     """What to measure."""
     output: Path
     """JSON file for the numbers."""
+    sizes: tuple[str, ...] = ("tiny", "small", "base")
+    """Of the models, for projections and dropout."""
     repeats: int = 5
     """Runs of each way, besides a first that is not counted."""
 
@@ -77,9 +80,8 @@ def normal(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
-def attention(repeats: int) -> dict[str, Times]:
+def attention(args: Args) -> Iterator[tuple[str, Times]]:
     """2 048 tokens, in rows of each length; from 2 048 on one row."""
-    found = {}
     for heads, size in ((4, 32), (8, 64)):
         for length in (64, 128, 256, 512, 768, 1024, 2048, 4096, 8192):
             rows = max(2048 // length, 1)
@@ -106,9 +108,7 @@ def attention(repeats: int) -> dict[str, Times]:
                 }
                 kind = "causal" if causal else "full"
                 name = f"{heads} heads of {size}, {rows} × {length}, {kind}"
-                found[name] = in_turns(runs, repeats)
-                print(name, found[name], flush=True)
-    return found
+                yield name, in_turns(runs, args.repeats)
 
 
 def steps(impl: str = "threefry2x32", *, rows: int, length: int, size: str, **settings):
@@ -144,9 +144,8 @@ def steps(impl: str = "threefry2x32", *, rows: int, length: int, size: str, **se
     return seconds, run
 
 
-def layers(repeats: int) -> dict[str, Times]:
+def layers(args: Args) -> Iterator[tuple[str, Times]]:
     """Tiny's width, 2 048 tokens; n layers in each stack."""
-    found = {}
     for depth in (2, 6, 12, 24):
         runs, compiling = {}, {}
         for name, scan in (("list", False), ("scan", True)):
@@ -159,16 +158,14 @@ def layers(repeats: int) -> dict[str, Times]:
                 scan_layers=scan,
             )
             compiling[f"compile {name}"] = seconds
-        found[f"{depth}+{depth}"] = compiling | in_turns(runs, repeats)
-        print(depth, found[f"{depth}+{depth}"], flush=True)
-    return found
+        yield f"{depth}+{depth}", compiling | in_turns(runs, args.repeats)
 
 
-def projections(repeats: int) -> dict[str, Times]:
+def projections(args: Args) -> Iterator[tuple[str, Times]]:
     """4 096 tokens: x [B, T, D] → q, k, v [B, T, N, H], and k, v alone."""
-    found = {}
-    for name, heads in (("tiny", 4), ("small", 8), ("base", 8)):
-        width = sized_model(name).d_model
+    for name in args.sizes:
+        config = sized_model(name)
+        width, heads = config.d_model, config.num_heads
         x = normal(32, 128, width)
         for parts in (3, 2):
             kernels = [normal(width, heads, width // heads)] * parts
@@ -190,23 +187,26 @@ def projections(repeats: int) -> dict[str, Times]:
                 for way in (apart, together)
             }
             point = f"{name}, {'q k v' if parts == 3 else 'k v'}"
-            found[point] = in_turns(runs, 4 * repeats)
-            print(point, found[point], flush=True)
-    return found
+            yield point, in_turns(runs, 4 * args.repeats)
 
 
-def dropout(repeats: int) -> dict[str, Times]:
+def dropout(args: Args) -> Iterator[tuple[str, Times]]:
     """2 048 tokens (base: 512), with dropout of 0.1, and without for comparison."""
-    found = {}
-    for size, rows in (("tiny", 16), ("small", 16), ("base", 4)):
+    for size in args.sizes:
+        rows = 4 if size == "base" else 16
         runs = {
             impl: steps(impl, rows=rows, length=128, size=size)[1]
             for impl in ("threefry2x32", "rbg", "unsafe_rbg")
         }
         runs["none"] = steps(rows=rows, length=128, size=size, dropout=0.0)[1]
-        found[size] = in_turns(runs, repeats)
-        print(size, found[size], flush=True)
-    return found
+        yield size, in_turns(runs, args.repeats)
+
+
+def long(args: Args) -> Iterator[tuple[str, Times]]:
+    """Attention as auto chooses it: in chunks, on a CPU."""
+    del args  # half a minute each
+    seconds, run = steps(rows=1, length=8192, size="tiny")
+    yield "1 × 8192", {"compile": seconds, **in_turns({"step": run}, 2)}
 
 
 def main(args: Args) -> None:
@@ -216,16 +216,19 @@ def main(args: Args) -> None:
         "layers": layers,
         "projections": projections,
         "dropout": dropout,
+        "long": long,
     }
     known = json.loads(args.output.read_text()) if args.output.exists() else {}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     for what in args.what:
-        known[what] = {
-            "seconds": ways[what](args.repeats),
-            "command": shlex.join(["python", *sys.argv]),
-            **environment(),
-        }
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        seconds = known.get(what, {}).get("seconds", {})
+        for name, times in ways[what](args):
+            print(name, times, flush=True)
+            seconds[name] = {way: float(f"{each:.3g}") for way, each in times.items()}
+            command = shlex.join(["python", *sys.argv])
+            known[what] = {"seconds": seconds, "command": command, **environment()}
+            text = json.dumps(known, indent=1)
+            args.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
