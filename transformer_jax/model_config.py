@@ -89,7 +89,8 @@ class ModelConfig:
     """Compile one layer of each stack and run it in a loop: compilation does not grow
     with depth. The parameters stay a subtree per layer."""
     remat: bool = False
-    """Recompute each layer in the backward pass: less memory, about 30 % more time."""
+    """Recompute each layer in the backward pass: less memory, about 30 % more time. On
+    a CPU it needs `scan_layers`: of a list of layers the compiler keeps everything."""
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads:
