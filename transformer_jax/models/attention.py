@@ -13,6 +13,7 @@ from transformer_jax.models.chunked_attention import chunked_attention
 from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.fused_attention import (
     FUSED_LENGTH,
+    LARGEST_HEAD,
     fused_attention,
     has_fused_kernel,
 )
@@ -96,23 +97,20 @@ def attention_path(
     """
     if weights:
         return "plain"
+    if lengths == (1, 1):
+        return "plain"  # parameters are made with rows of one token
     if config.attention == "fused" and not kernel:
-        # Parameters are made with rows of one token, which no kernel is for.
-        return "plain" if lengths == (1, 1) else _no_kernel(lengths)
+        raise ValueError(
+            "model.attention is 'fused', but no kernel is there for queries and keys "
+            f"of lengths {lengths}: it takes an NVIDIA GPU of Ampere or later, "
+            f"model.dtype bfloat16, heads of at most {LARGEST_HEAD} in multiples of 8, "
+            f"and even lengths up to {FUSED_LENGTH}. Set model.attention to auto."
+        )
     if config.attention != "auto":
         return config.attention
     if kernel:
         return "fused"
     return "chunked" if max(lengths) > CHUNKED_LENGTH else "plain"
-
-
-def _no_kernel(lengths: tuple[int, int]) -> str:
-    raise ValueError(
-        "model.attention is 'fused', but no kernel is there for queries and keys of "
-        f"lengths {lengths}: it takes an NVIDIA GPU of Ampere or later, model.dtype "
-        f"bfloat16, heads of at most 128 in multiples of 8, and even lengths up to "
-        f"{FUSED_LENGTH}. Set model.attention to auto."
-    )
 
 
 class MultiHeadAttention(nn.Module):
