@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from transformer_jax.config import TrainConfig
@@ -15,7 +17,7 @@ from transformer_jax.data.batching import stack_rows
 from transformer_jax.data.examples import Example
 from transformer_jax.models import Transformer
 from transformer_jax.models.functions import init_params
-from transformer_jax.testing import tiny_batch, tiny_model_config
+from transformer_jax.testing import tiny_batch, tiny_model, tiny_model_config
 from transformer_jax.trainer.effort import Effort
 from transformer_jax.trainer.profiling import Profiler
 from transformer_jax.training.flops import (
@@ -25,7 +27,9 @@ from transformer_jax.training.flops import (
     train_flops,
     work_of,
 )
-from transformer_jax.training.objectives import last_hidden
+from transformer_jax.training.objectives import last_hidden, make_objective
+from transformer_jax.training.state import init_state
+from transformer_jax.training.step import make_train_step
 
 
 @pytest.mark.parametrize(
@@ -147,6 +151,20 @@ def test_a_trace_is_written_that_viewers_open(tmp_path):
     (path,) = folders[2].rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     assert sum(event.get("name") == "train" for event in events) == 2
+
+
+def test_operations_carry_the_names_that_a_reader_of_a_trace_looks_for():
+    model, params = tiny_model(num_encoder_layers=1, num_decoder_layers=1)
+    optimizer = optax.sgd(0.1)
+    objective = make_objective(model, 0.1, deterministic=True)
+    step = jax.jit(make_train_step(objective, optimizer))
+    state = init_state(params, optimizer)
+    lowered = step.lower(state, tiny_batch(), jax.random.key(0))
+    text = lowered.as_text(debug_info=True)
+    for name in ("encoder/.*layer_0/.*self_attention", "decoder/.*layer_0/"):
+        assert re.search(name, text)
+    assert re.search(r"loss\W", text)
+    assert re.search(r"optimizer\W", text)
 
 
 def test_what_cannot_be_traced_is_refused():
