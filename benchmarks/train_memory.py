@@ -1,6 +1,7 @@
 """Memory that an update takes, as XLA reports it of the compiled train step.
 
-python benchmarks/train_memory.py --output benchmarks/results/train_memory.json
+python benchmarks/train_memory.py loss layers attention \
+    --output benchmarks/results/train_memory.json
 
 Nothing is run and no weights are made: each step is compiled for its shapes, and what
 it holds is read from `compiled.memory_analysis()`. `temporary` is what it needs besides
@@ -10,6 +11,8 @@ state and batch; the state is donated, so the old and the new share their memory
 - layers: a model of the paper's base size, as it is, with remat, and in four
   micro-batches; as a list of layers and as a loop;
 - attention: all weights at once, and in chunks, over lengths, one row of that length.
+
+Results are added to those that the file holds, each as soon as it is there.
 """
 
 import dataclasses
@@ -17,9 +20,9 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +51,18 @@ from transformer_jax.types import Array, Params, PRNGKey
 class Args:
     """See above."""
 
+    what: Annotated[
+        tuple[Literal["loss", "layers", "attention"], ...], tyro.conf.Positional
+    ]
+    """What to measure."""
     output: Path
     """JSON file for the numbers."""
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
+    """Of rows, for attention."""
+
+
+Mebibytes = dict[str, float]
+"""By name: state and temporary."""
 
 
 def plain_objective(model: Transformer) -> Objective:
@@ -81,8 +94,8 @@ def measure(
     *,
     objective: Callable[[Transformer], Objective] = fused_objective,
     accumulate: int = 1,
-) -> dict[str, float]:
-    """MiB of the compiled step for a batch of this shape (B, S, T)."""
+) -> Mebibytes:
+    """Those of the compiled step for a batch of this shape (B, S, T)."""
     model = Transformer(config)
     optimizer = make_optimizer(OptimizerConfig(), config.d_model)
     step = make_train_step(objective(model), optimizer, accumulate=accumulate)
@@ -101,9 +114,8 @@ def measure(
     return {name: round(value, 1) for name, value in found.items()}
 
 
-def loss() -> dict[str, Any]:
+def loss(args: Args) -> Iterator[tuple[str, Mebibytes]]:
     """Fused and plain, over V (4 096 tokens) and over tokens (V = 32 000)."""
-    found = {}
     points = [(V, 32) for V in (8_000, 32_000, 128_000)]
     points += [(32_000, rows) for rows in (8, 128)]
     for vocab_size, rows in points:
@@ -113,15 +125,12 @@ def loss() -> dict[str, Any]:
         )
         for name, objective in (("fused", fused_objective), ("plain", plain_objective)):
             point = f"V {vocab_size}, {rows * 128} tokens, {name}"
-            found[point] = measure(config, (rows, 128, 128), objective=objective)
-            print(point, found[point], flush=True)
-    return found
+            yield point, measure(config, (rows, 128, 128), objective=objective)
 
 
-def layers() -> dict[str, Any]:
+def layers(args: Args) -> Iterator[tuple[str, Mebibytes]]:
     """Base, 4 096 tokens: remat, accumulation, the loop over layers."""
     sizes = dict.fromkeys(("source_vocab_size", "target_vocab_size"), 8000)
-    found = {}
     for name, settings, accumulate in (
         ("as it is", {}, 1),
         ("remat", {"remat": True}, 1),
@@ -131,33 +140,33 @@ def layers() -> dict[str, Any]:
         ("scan_layers, remat", {"scan_layers": True, "remat": True}, 1),
     ):
         config = sized_model("base", **sizes, **settings)
-        found[name] = measure(config, (32, 128, 128), accumulate=accumulate)
-        print(name, found[name], flush=True)
-    return found
+        yield name, measure(config, (32, 128, 128), accumulate=accumulate)
 
 
-def attention() -> dict[str, Any]:
+def attention(args: Args) -> Iterator[tuple[str, Mebibytes]]:
     """Tiny, one row: plain and chunked."""
     sizes = dict.fromkeys(("source_vocab_size", "target_vocab_size"), 8000)
-    found = {}
-    for length in (512, 1024, 2048, 4096, 8192):
+    for length in args.lengths:
         for kind in ("plain", "chunked"):
             config = sized_model("tiny", attention=kind, **sizes)
             point = f"length {length}, {kind}"
-            found[point] = measure(config, (1, length, length))
-            print(point, found[point], flush=True)
-    return found
+            yield point, measure(config, (1, length, length))
 
 
 def main(args: Args) -> None:
     """Measures, prints and keeps the numbers."""
-    result = {
-        "mebibytes": {"loss": loss(), "layers": layers(), "attention": attention()},
-        "command": shlex.join(["python", *sys.argv]),
-    }
-    text = json.dumps(result | environment(), indent=1)
+    ways = {"loss": loss, "layers": layers, "attention": attention}
+    known = json.loads(args.output.read_text()) if args.output.exists() else {}
+    found = known.get("mebibytes", {})
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(text + "\n", encoding="utf-8")
+    for what in args.what:
+        for name, sizes in ways[what](args):
+            print(name, sizes, flush=True)
+            found.setdefault(what, {})[name] = sizes
+            command = shlex.join(["python", *sys.argv])
+            result = {"mebibytes": found, "command": command}
+            text = json.dumps(result | environment(), indent=1)
+            args.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
