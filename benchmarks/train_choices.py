@@ -1,9 +1,11 @@
 """What each way of doing the same costs: the measurements behind the defaults.
 
-python benchmarks/train_choices.py attention layers projections dropout long \
+python benchmarks/train_choices.py attention programs layers projections dropout long \
     --output benchmarks/results/train_choices.json
 
 - attention: forward and gradients, all weights at once and in chunks, over lengths;
+- programs: operations in the program of loss and gradients that XLA has to compile,
+  with and without scan_layers;
 - layers: seconds to compile a train step, and to run it, with and without scan_layers;
 - projections: queries, keys and values by three products or by one, with gradients;
 - long: a train step of the tiny model on one row of 8 192 source and target tokens;
@@ -43,7 +45,7 @@ from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_train_step
 
 Times = dict[str, float]
-"""Seconds by name."""
+"""Seconds by name; of programs, operations."""
 VOCAB_SIZE = 8000
 
 
@@ -52,7 +54,12 @@ class Args:
     """See above."""
 
     what: Annotated[
-        tuple[Literal["attention", "layers", "projections", "dropout", "long"], ...],
+        tuple[
+            Literal[
+                "attention", "programs", "layers", "projections", "dropout", "long"
+            ],
+            ...,
+        ],
         tyro.conf.Positional,
     ]
     """What to measure."""
@@ -144,6 +151,32 @@ def steps(impl: str = "threefry2x32", *, rows: int, length: int, size: str, **se
     return seconds, run
 
 
+def programs(args: Args) -> Iterator[tuple[str, Times]]:
+    """Tiny; n layers in each stack. Nothing is run."""
+    del args
+    batch = tiny_batch(vocab_size=VOCAB_SIZE)
+    rng = jax.random.key(0)
+    for depth in (2, 6, 12, 24):
+        counts = {}
+        for name, scan in (("list", False), ("scan", True)):
+            config = sized_model(
+                "tiny",
+                source_vocab_size=VOCAB_SIZE,
+                target_vocab_size=VOCAB_SIZE,
+                num_encoder_layers=depth,
+                num_decoder_layers=depth,
+                scan_layers=scan,
+            )
+            model = Transformer(config)
+            gradient = jax.grad(
+                make_objective(model, 0.1, deterministic=False), has_aux=True
+            )
+            params = jax.eval_shape(functools.partial(init_params, model), rng)
+            text = jax.jit(gradient).lower(params, batch, rng).as_text()
+            counts[name] = float(text.count(" = "))
+        yield f"{depth}+{depth}", counts
+
+
 def layers(args: Args) -> Iterator[tuple[str, Times]]:
     """Tiny's width, 2 048 tokens; n layers in each stack."""
     for depth in (2, 6, 12, 24):
@@ -213,6 +246,7 @@ def main(args: Args) -> None:
     """Measures, prints and keeps the numbers."""
     ways = {
         "attention": attention,
+        "programs": programs,
         "layers": layers,
         "projections": projections,
         "dropout": dropout,
@@ -224,7 +258,7 @@ def main(args: Args) -> None:
         seconds = known.get(what, {}).get("seconds", {})
         for name, times in ways[what](args):
             print(name, times, flush=True)
-            seconds[name] = {way: float(f"{each:.3g}") for way, each in times.items()}
+            seconds[name] = {way: float(f"{each:.4g}") for way, each in times.items()}
             command = shlex.join(["python", *sys.argv])
             known[what] = {"seconds": seconds, "command": command, **environment()}
             text = json.dumps(known, indent=1)

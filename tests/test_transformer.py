@@ -216,6 +216,18 @@ def test_a_loop_over_layers_gives_the_same_loss_and_gradients(norm_position, rem
     chex.assert_trees_all_close(*found, atol=1e-4)
 
 
+def test_with_a_loop_over_layers_the_program_does_not_grow_with_depth():
+    def products(depth, *, scan):
+        model, params = tiny_model(
+            scan_layers=scan, num_encoder_layers=depth, num_decoder_layers=depth
+        )
+        objective = make_objective(model, 0.1, deterministic=True)
+        gradient = jax.jit(jax.grad(objective, has_aux=True))
+        return gradient.lower(params, tiny_batch(), None).as_text().count("dot_general")
+
+    assert products(2, scan=True) == products(5, scan=True) < products(2, scan=False)
+
+
 def test_a_loop_over_layers_draws_dropout_for_each_of_them():
     """Two equal layers that did not would drop the same numbers."""
     layer = Halver(parent=None)
