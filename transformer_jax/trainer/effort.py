@@ -1,7 +1,7 @@
 """What updates spend their time on, and how much of the devices they use."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transformer_jax.config import ModelConfig
@@ -16,8 +16,8 @@ class Effort:
     A process counts its own rows and its own devices.
     """
 
-    def __init__(self, model: ModelConfig, device: Any):
-        self._model, self._peak = model, peak_flops(device)
+    def __init__(self, model: ModelConfig, devices: Sequence[Any]):
+        self._model, self._peak = model, peak_flops(devices)
         self._flops = 0.0
         self._waited = Stopwatch(running=False)
         self._last = (0.0, 0.0)

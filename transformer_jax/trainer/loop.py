@@ -113,8 +113,8 @@ class Run:
         self.window = MetricWindow(bad_steps=int(self.state.bad_steps))
         self.watch, self.update_watch = watch, Stopwatch(running=False)
         self.earlier = self.progress.copy()
-        device = self.engine.mesh.local_devices[0]
-        self.effort = Effort(self.config.model, device)
+        devices = self.engine.mesh.local_devices
+        self.effort = Effort(self.config.model, devices)
         self.profiler = Profiler(store.workdir, self.config.train.profile)
 
     def go(self) -> TrainResult:

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -111,19 +112,18 @@ def train_flops(config: ModelConfig, work: Work) -> float:
     return 3 * forward_flops(config, work)
 
 
-def peak_flops(device: Any) -> float | None:
-    """Operations a second that all devices like this one of the process can do; None
-    where that is not known.
+def peak_flops(devices: Sequence[Any]) -> float | None:
+    """Operations a second that these equal devices can do; None where not known.
 
     Model FLOPs utilisation (MFU) is `train_flops` a second over this. There is no such
     number for a CPU: how fast it multiplies large matrices is measured, once.
     """
-    if device.platform == "cpu":
-        return _measured(device)  # its devices share the cores
-    count = len([d for d in jax.local_devices() if d.platform == device.platform])
+    kind = devices[0].device_kind.lower()
+    if devices[0].platform == "cpu":
+        return _measured(devices[0])  # its devices share the cores
     for name, peak in PEAK_FLOPS:
-        if name.lower() in device.device_kind.lower():
-            return count * peak
+        if name.lower() in kind:
+            return len(devices) * peak
     return None
 
 
