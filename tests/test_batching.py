@@ -13,6 +13,7 @@ from transformer_jax.data.batching import (
     stack_rows,
 )
 from transformer_jax.data.examples import Example
+from transformer_jax.testing import log_normal_lengths, real_share
 
 
 def example(inputs, targets, *, start=1):
@@ -167,3 +168,21 @@ def test_a_budget_too_small_for_the_devices_names_the_way_out():
 def test_a_pair_that_no_row_holds_is_an_error(batcher):
     with pytest.raises(ValueError, match=r"5 pieces.*4.*max_length"):
         batcher.add(sized(0, 5, 1))
+
+
+@pytest.mark.parametrize("batching", ["pack", "bucket"])
+@pytest.mark.parametrize(
+    ("mean", "spread", "pieces"), [(2.65, 0.3, 15), (3.18, 0.6, 29)], ids=str
+)
+def test_nine_of_ten_places_hold_tokens(batching, mean, spread, pieces):
+    """Of captions and of news text, with the default lengths."""
+    sizes = log_normal_lengths(40_000, mean, spread)
+    assert round(sizes.mean()) == pieces
+    config = Config(data=DataConfig(batching=batching, batch_tokens=4096))
+    shapes = batch_shapes(config, rows_multiple=8)
+    assert len(shapes) <= 24
+    buckets = Buckets(shapes, max_wait=sizes.shape[1])
+    batcher = Packer(shapes[0]) if batching == "pack" else buckets
+    source, target = real_share(batcher, sizes)
+    assert (source + target) / 2 >= 0.9
+    assert min(source, target) >= 0.88

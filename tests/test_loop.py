@@ -185,6 +185,34 @@ def test_a_run_killed_with_its_group_goes_on_bitwise(tmp_path, number, workers):
     assert events(workdir, "resume")[0]["step"] == stopped
 
 
+def test_a_run_tells_what_its_updates_take_and_traces_those_asked_for(
+    tmp_path, capsys, one_device
+):
+    config = toy(tmp_path, profile="2:3")
+    result = train(steps(config, 4), tmp_path / "run")
+    for record in events(tmp_path / "run", "train"):
+        assert 0 < record["mfu"] < 1
+        assert 0 <= record["waiting"] <= 1
+    (end,) = events(tmp_path / "run", "end")
+    assert 0 < end["waiting_seconds"] <= end["update_seconds"]
+    assert result.progress.waiting_seconds == pytest.approx(
+        end["waiting_seconds"], rel=1e-3
+    )
+    out = capsys.readouterr().out
+    assert "MFU" in out
+    assert "of the time in updates" in out
+    assert list((tmp_path / "run/profile").rglob("perfetto_trace.json.gz"))
+    train(
+        steps(
+            dataclasses.replace(
+                config, train=dataclasses.replace(config.train, profile="")
+            ),
+            5,
+        ),
+        tmp_path / "run",
+    )
+
+
 def test_a_finished_run_has_nothing_to_do(tmp_path, capsys, one_device, monkeypatch):
     config = steps(toy(tmp_path), 2)
     first = train(config, tmp_path / "run")

@@ -102,27 +102,37 @@ def test_padding_carries_no_loss_and_no_gradient():
     assert not np.any(gradient(targets)[np.asarray(weights) == 0])
 
 
+def temporary_bytes(loss, *, tokens, words):
+    """Of value and gradients, as XLA plans them."""
+    shapes = (
+        jax.ShapeDtypeStruct((64, tokens // 64, 16), jnp.float32),
+        jax.ShapeDtypeStruct((words, 16), jnp.float32),
+    )
+    ids = jnp.zeros((64, tokens // 64), jnp.int32)
+    ones = jnp.ones((64, tokens // 64))
+
+    def total(hidden, table):
+        return loss(hidden, table, None, ids, ones, 0.1).loss
+
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*shapes).compile()
+    analysis: Any = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes
+
+
 def test_memory_does_not_grow_with_tokens_times_vocabulary():
-    """Full logits take four bytes a token and word; the fused loss takes far less."""
-
-    def temporary_bytes(loss, words):
-        shapes = (
-            jax.ShapeDtypeStruct((64, 64, 16), jnp.float32),
-            jax.ShapeDtypeStruct((words, 16), jnp.float32),
-        )
-        ids = jnp.zeros((64, 64), jnp.int32)
-        ones = jnp.ones((64, 64))
-
-        def total(hidden, table):
-            return loss(hidden, table, None, ids, ones, 0.1).loss
-
-        compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*shapes).compile()
-        analysis: Any = compiled.memory_analysis()
-        return analysis.temp_size_in_bytes
-
-    full_logits = 64 * 64 * 8_000 * 4
-    assert temporary_bytes(plain, 8_000) >= full_logits
-    assert temporary_bytes(fused_cross_entropy, 8_000) < full_logits / 2
+    """Full logits take four bytes a token and word. The fused loss holds those of a
+    chunk, and of each token only what has the size of a hidden state."""
+    few, many = (
+        temporary_bytes(fused_cross_entropy, tokens=tokens, words=8_000)
+        for tokens in (4096, 32768)
+    )
+    full_logits = 4096 * 8_000 * 4
+    assert temporary_bytes(plain, tokens=4096, words=8_000) >= full_logits
+    assert few < full_logits / 2
+    assert many - few < 4 * (32768 - 4096) * 16 * 4
+    chunk = losses.CHUNK_LOGITS * 4
+    large = temporary_bytes(fused_cross_entropy, tokens=4096, words=131_072)
+    assert large < 4 * chunk + 4 * 131_072 * 16 * 4 < 4096 * 131_072 * 4 / 6
 
 
 def test_bfloat16_hidden_states_keep_float32_gradients_for_the_table():

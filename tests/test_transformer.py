@@ -3,11 +3,13 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer_jax.analysis.attention import capture_attention
 from transformer_jax.config import MODEL_SIZES, ModelConfig, sized_model
 from transformer_jax.models import (
     Transformer,
@@ -15,7 +17,9 @@ from transformer_jax.models import (
     make_step_fn,
 )
 from transformer_jax.models.cache import init_cache
+from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.functions import init_params
+from transformer_jax.models.scanning import scan_layers
 from transformer_jax.testing import tiny_batch, tiny_model
 from transformer_jax.training.objectives import make_objective
 from transformer_jax.trees import leaves_by_path
@@ -36,6 +40,8 @@ VARIANTS = {
     "source tied": {"tied_embeddings": "source_target"},
     "deep encoder": {"num_encoder_layers": 3, "num_decoder_layers": 1},
     "remat": {"remat": True},
+    "scanned layers": {"scan_layers": True},
+    "attention in chunks": {"attention": "chunked"},
 }
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 
@@ -191,6 +197,109 @@ def test_remat_gives_the_same_gradients():
         gradient = jax.jit(jax.grad(objective, has_aux=True))
         grads.append(gradient(params, batch, None)[0])
     chex.assert_trees_all_close(*grads, atol=1e-4)
+
+
+@pytest.mark.parametrize(("norm_position", "remat"), [("post", False), ("pre", True)])
+def test_a_loop_over_layers_gives_the_same_loss_and_gradients(norm_position, remat):
+    batch = tiny_batch()
+    found = []
+    for scan in (False, True):
+        model, params = tiny_model(
+            scan_layers=scan,
+            remat=remat and scan,
+            norm_position=norm_position,
+            num_decoder_layers=3,
+        )
+        objective = make_objective(model, 0.1, deterministic=True)
+        gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))
+        found.append(gradient(params, batch, None))
+    chex.assert_trees_all_close(*found, atol=1e-4)
+
+
+def test_with_a_loop_over_layers_the_program_does_not_grow_with_depth():
+    def products(depth, *, scan):
+        model, params = tiny_model(
+            scan_layers=scan, num_encoder_layers=depth, num_decoder_layers=depth
+        )
+        objective = make_objective(model, 0.1, deterministic=True)
+        gradient = jax.jit(jax.grad(objective, has_aux=True))
+        return gradient.lower(params, tiny_batch(), None).as_text().count("dot_general")
+
+    assert products(2, scan=True) == products(5, scan=True) < products(2, scan=False)
+
+
+def test_a_loop_over_layers_draws_dropout_for_each_of_them():
+    """Two equal layers that did not would drop the same numbers."""
+    layer = Halver(parent=None)
+    ones = jnp.ones((4, 1000))
+
+    def run(rng):
+        none = [{}, {}]
+        return scan_layers(layer, none, ones, deterministic=False, rng=rng, remat=True)
+
+    out = jax.jit(run)(jax.random.key(0))
+    # Kept twice, and scaled by two each time: a quarter of the numbers.
+    assert abs(float((out == 4).mean()) - 0.25) < 0.04
+    assert float((out > 0).mean()) == float((out == 4).mean())
+    chex.assert_trees_all_equal(out, jax.jit(run)(jax.random.key(0)))
+
+
+class Halver(nn.Module):
+    """Drops half of what it gets."""
+
+    @nn.compact
+    def __call__(self, x, deterministic):
+        return Dropout(0.5)(x, deterministic=deterministic)
+
+
+def test_a_loop_over_layers_trains_with_dropout_and_shows_its_attention():
+    model, params = tiny_model(scan_layers=True, dropout=0.5, remat=True)
+    batch = tiny_batch()
+    training = jax.jit(
+        jax.grad(make_objective(model, 0.1, deterministic=False), has_aux=True)
+    )
+    one, two = (training(params, batch, jax.random.key(k))[1]["loss"] for k in (0, 1))
+    assert float(one.sum) != float(two.sum)
+    again = training(params, batch, jax.random.key(0))[1]["loss"]
+    assert float(one.sum) == float(again.sum)
+    whole, _ = tiny_model()
+    chex.assert_trees_all_equal(
+        capture_attention(model, params, batch), capture_attention(whole, params, batch)
+    )
+
+
+def test_bfloat16_keeps_softmax_norms_and_loss_in_float32():
+    """Exponentials, logarithms, roots and the sums of softmax, norms and loss."""
+    model, params = tiny_model(dtype="bfloat16")
+    objective = make_objective(model, 0.1, deterministic=True)
+    gradient = jax.grad(objective, has_aux=True)
+    jaxpr = jax.make_jaxpr(gradient)(params, tiny_batch(), None)
+    careful = ("exp", "log", "rsqrt", "sqrt", "reduce_sum", "reduce_max", "div")
+    found = {
+        (equation.primitive.name, str(equation.outvars[0].aval.dtype))
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name in careful
+    }
+    products = {
+        equation.invars[0].aval.dtype == jnp.bfloat16
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name == "dot_general"
+    }
+    assert {("exp", "float32"), ("rsqrt", "float32"), ("log", "float32")} <= found
+    low = {name for name, dtype in found if dtype == "bfloat16"}
+    assert low <= {"reduce_sum"}, "only gradients of biases are summed low"
+    assert products == {True}
+
+
+def equations(jaxpr):
+    """Of a jaxpr and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for part in value if isinstance(value, list | tuple) else [value]:
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
 
 
 def num_parameters(config: ModelConfig) -> int:

@@ -88,8 +88,12 @@ class DataConfig:
     micro-batches; source positions are as many."""
     pack_length: Positive = 128
     """Length of a packed row on each side."""
-    bucket_lengths: Lengths = (8, 12, 16, 24, 32, 48, 64, 96, 128)
-    """Padded lengths of bucketed batches, shortest first."""
+    bucket_lengths: Lengths = (
+        *(9, 11, 13, 14, 15, 16, 18, 20, 22, 24, 26, 28),
+        *(30, 34, 38, 42, 46, 52, 58, 64, 72, 88, 104, 128),
+    )
+    """Padded lengths of bucketed batches, shortest first. The default keeps padding
+    below a tenth of captions and of news text alike; fewer compile faster."""
     max_length: Positive = 128
     """Training pairs with more pieces on a side, end included, are left out and
     counted. Evaluation keeps every sentence."""
@@ -198,6 +202,17 @@ class TrainConfig:
     skipped and counted."""
     curves: bool = True
     """Draw loss, learning-rate and BLEU curves at the end."""
+    profile: Annotated[str, Field(pattern=r"^(\d+:\d+)?$")] = ""
+    """Updates to trace, as first:last (10:15); the trace is put into the workdir's
+    folder profile, for TensorBoard and Perfetto."""
+
+    def __post_init__(self) -> None:
+        first, _, last = self.profile.partition(":")
+        if self.profile and not 1 <= int(first) <= int(last):
+            raise ValueError(
+                f"train.profile is {self.profile!r}: it must be first:last, numbers "
+                "of updates, counted from 1."
+            )
 
 
 @settings

@@ -80,8 +80,17 @@ class ModelConfig:
     """Computation type; softmax, norms and loss stay in float32."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Storage type of the parameters."""
+    attention: Literal["auto", "plain", "chunked", "fused"] = "auto"
+    """How attention is computed in training, and by the encoder. plain: all weights at
+    once. chunked: block by block, in memory that grows with the length and not with its
+    square. fused: by cuDNN. auto: fused where there is a kernel, else chunked for long
+    rows. Dropout on attention weights, and showing them, takes plain."""
+    scan_layers: bool = False
+    """Compile one layer of each stack and run it in a loop: compilation does not grow
+    with depth. The parameters stay a subtree per layer."""
     remat: bool = False
-    """Recompute each layer in the backward pass: less memory, about 30 % more time."""
+    """Recompute each layer in the backward pass: less memory, about 30 % more time. On
+    a CPU it needs `scan_layers`: of a list of layers the compiler keeps everything."""
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads:

@@ -14,7 +14,7 @@ from transformer_jax.validation import explain
 
 MAY_CHANGE = (
     r"train\.(steps|checkpoint_every|evaluate_every|log_every)",
-    r"train\.(keep_checkpoints|patience|max_bad_steps|curves)",
+    r"train\.(keep_checkpoints|patience|max_bad_steps|curves|profile)",
     r"(evaluation|search|parallel)\..*",
     r"data\.(dir|prepared_dir|(train|dev)_(source|target)|num_workers)",
 )

@@ -2,15 +2,26 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.models.chunked_attention import chunked_attention
 from transformer_jax.models.dropout import Dropout
+from transformer_jax.models.fused_attention import (
+    FUSED_LENGTH,
+    LARGEST_HEAD,
+    fused_attention,
+    has_fused_kernel,
+)
+from transformer_jax.models.masks import Segments
 from transformer_jax.types import Array
+
+CHUNKED_LENGTH = 512
+"""Rows longer than this are attended to in chunks, unless a fused kernel does it."""
 
 NEG_INF = -1e30
 """Finite, so that a row with nothing to attend to gives no NaN."""
@@ -37,13 +48,69 @@ def dot_product_attention(
 
     A query that may attend to nothing gives zeros. `drop` is applied to the weights.
     """
-    logits = jnp.einsum("BTNH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32)
-    logits = jnp.where(mask, logits / math.sqrt(q.shape[-1]), NEG_INF)
+    products: Any = _products
+    logits = jnp.where(mask, products(q, k) / math.sqrt(q.shape[-1]), NEG_INF)
     weights = jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0)
     kept = drop(weights) if drop else weights
     # Heads first here too: a product that also turns its result is ten times slower.
     mixed = jnp.einsum("BNTS,BNSH->BNTH", kept.astype(v.dtype), v)
     return mixed.transpose(0, 2, 1, 3), weights
+
+
+@jax.custom_vjp
+def _products(q: Array, k: Array) -> Array:
+    """q kᵀ in float32: [B, T, N, H], [B, N, S, H] → [B, N, T, S]."""
+    return jnp.einsum("BTNH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32)
+
+
+def _products_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _products(q, k), (q, k)  # pyright: ignore[reportReturnType]
+
+
+def _products_backward(kept: tuple[Array, Array], d: Array) -> tuple[Array, Array]:
+    """As the forward products: of the computation's type, added up in float32. Left to
+    itself, differentiation multiplies in float32 here whatever that type is."""
+    q, k = kept
+    d = d.astype(q.dtype)
+    d_q = jnp.einsum("BNTS,BNSH->BTNH", d, k)
+    return d_q, jnp.einsum("BNTS,BTNH->BNSH", d, q)
+
+
+_products.defvjp(_products_forward, _products_backward)
+
+
+def attention_path(
+    config: ModelConfig, lengths: tuple[int, int], *, weights: bool, kernel: bool
+) -> str:
+    """How attention of these lengths (T, S) is computed: plain, chunked or fused.
+
+    `weights` says that they are needed themselves, `kernel` that there is a fused one
+    for these arrays.
+
+    >>> config = ModelConfig()
+    >>> attention_path(config, (64, 64), weights=False, kernel=False)
+    'plain'
+    >>> attention_path(config, (64, 8192), weights=False, kernel=False)
+    'chunked'
+    >>> attention_path(config, (64, 8192), weights=True, kernel=False)
+    'plain'
+    """
+    if weights:
+        return "plain"
+    if lengths == (1, 1):
+        return "plain"  # parameters are made with rows of one token
+    if config.attention == "fused" and not kernel:
+        raise ValueError(
+            "model.attention is 'fused', but no kernel is there for queries and keys "
+            f"of lengths {lengths}: it takes an NVIDIA GPU of Ampere or later, "
+            f"model.dtype bfloat16, heads of at most {LARGEST_HEAD} in multiples of 8, "
+            f"and even lengths up to {FUSED_LENGTH}. Set model.attention to auto."
+        )
+    if config.attention != "auto":
+        return config.attention
+    if kernel:
+        return "fused"
+    return "chunked" if max(lengths) > CHUNKED_LENGTH else "plain"
 
 
 class MultiHeadAttention(nn.Module):
@@ -99,15 +166,30 @@ class MultiHeadAttention(nn.Module):
         return q, KeyValue(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 
     def __call__(
-        self, x: Array, kv: KeyValue, mask: Array, deterministic: bool
-    ) -> tuple[Array, Array]:
-        """X [B,T,D], kv [B,N,S,H], mask [B,1,T,S] → [B,T,D], weights [B,N,T,S]."""
-        return self.attend(self.query(x), kv, mask, deterministic)
+        self, x: Array, kv: KeyValue, segments: Segments, deterministic: bool
+    ) -> Array:
+        """X [B, T, D], kv [B, N, S, H] → [B, T, D]."""
+        q = self.query(x)
+        lengths = (q.shape[1], kv.key.shape[2])
+        path = attention_path(
+            self.config,
+            lengths,
+            # Only the plain path has weights: to drop some of, and to show.
+            weights=self.is_mutable_collection("intermediates")
+            or (self.config.attention_dropout > 0 and not deterministic),
+            kernel=has_fused_kernel(q, lengths),
+        )
+        if path == "chunked":
+            return self.out(chunked_attention(q, *kv, segments))
+        if path == "fused":
+            return self.out(fused_attention(q, *kv, segments))
+        return self.attend(q, kv, segments.mask(), deterministic)[0]
 
     def attend(
         self, q: Array, kv: KeyValue, mask: Array, deterministic: bool
     ) -> tuple[Array, Array]:
-        """As `__call__`, of queries [B, T, N, H]."""
+        """Queries [B,T,N,H], kv [B,N,S,H], mask [B,1,T,S] → [B,T,D], the weights
+        [B,N,T,S]."""
 
         def drop(weights: Array) -> Array:
             return self.attention_dropout(weights, deterministic=deterministic)

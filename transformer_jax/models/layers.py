@@ -1,7 +1,7 @@
 """Encoder and decoder layers, and their stacks (section 3.1 and 3.3 of the paper)."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from transformer_jax.models.attention import (
 )
 from transformer_jax.models.cache import DecoderCache, read_cache, write_cache
 from transformer_jax.models.dropout import Dropout
-from transformer_jax.models.masks import cache_mask
+from transformer_jax.models.masks import Segments, cache_mask
+from transformer_jax.models.scanning import scan_layers
 from transformer_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -123,12 +124,12 @@ class EncoderLayer(Layer):
         self.feed_forward_norm = layer_norm(self.config)
         self.dropout = Dropout(self.config.dropout)
 
-    def __call__(self, x: Array, mask: Array, deterministic: bool) -> Array:
-        """X [B, S, D], mask [B, 1, S, S] → [B, S, D]."""
+    def __call__(self, x: Array, segments: Segments, deterministic: bool) -> Array:
+        """X [B, S, D] → [B, S, D]."""
 
         def attend(y: Array) -> Array:
             kv = self.self_attention.keys_values(y)
-            return self.self_attention(y, kv, mask, deterministic)[0]
+            return self.self_attention(y, kv, segments, deterministic)
 
         def feed(y: Array) -> Array:
             return self.feed_forward(y, deterministic)
@@ -153,19 +154,19 @@ class DecoderLayer(Layer):
         self,
         x: Array,
         encoded: Array,
-        self_mask: Array,
-        cross_mask: Array,
+        own: Segments,
+        source: Segments,
         deterministic: bool,
     ) -> Array:
         """The whole target at once: x [B, T, D], encoded [B, S, D] → [B, T, D]."""
 
         def attend_self(y: Array) -> Array:
             kv = self.self_attention.keys_values(y)
-            return self.self_attention(y, kv, self_mask, deterministic)[0]
+            return self.self_attention(y, kv, own, deterministic)
 
         def attend_source(y: Array) -> Array:
             kv = self.cross_attention.keys_values(encoded)
-            return self.cross_attention(y, kv, cross_mask, deterministic)[0]
+            return self.cross_attention(y, kv, source, deterministic)
 
         return self._sublayers(x, attend_self, attend_source, deterministic)
 
@@ -215,27 +216,59 @@ class DecoderLayer(Layer):
         return self.residual(x, self.feed_forward_norm, feed, deterministic)
 
 
-class Encoder(nn.Module):
-    """A stack of encoder layers."""
+class Stack(nn.Module):
+    """What encoder and decoder share: equal layers in a row, with names layer_0 …"""
 
     config: ModelConfig
 
+    def run(
+        self,
+        layers: Sequence[Callable[..., Array]],
+        kind: type[Layer],
+        x: Array,
+        *others: Any,
+        deterministic: bool,
+    ) -> Array:
+        """Apply the layers, which are of this kind, one after the other."""
+        config = self.config
+        # What modules leave behind for those who look inside does not leave a loop.
+        looked_into = self.is_mutable_collection("intermediates")
+        if not config.scan_layers or looked_into or self.is_initializing():
+            for layer in layers:
+                x = layer(x, *others, deterministic)
+            return x
+        params = self.variables["params"]
+        draws = self.has_rng("dropout") and not deterministic
+        return scan_layers(
+            kind(config, parent=None),
+            [params[f"layer_{i}"] for i in range(len(layers))],
+            x,
+            *others,
+            deterministic=deterministic,
+            rng=self.make_rng("dropout") if draws else None,
+            remat=config.remat,
+        )
+
+
+class Encoder(Stack):
+    """A stack of encoder layers."""
+
     @nn.compact
-    def __call__(self, x: Array, mask: Array, *, deterministic: bool) -> Array:
-        """X [B, S, D], mask [B, 1, S, S] → [B, S, D]."""
+    def __call__(self, x: Array, segments: Segments, *, deterministic: bool) -> Array:
+        """X [B, S, D] → [B, S, D]."""
         config = self.config
         layer = EncoderLayer
         if config.remat:
             layer = nn.remat(EncoderLayer, static_argnums=(3,))
-        for i in range(config.num_encoder_layers):
-            x = layer(config, name=f"layer_{i}")(x, mask, deterministic)
+        layers = [
+            layer(config, name=f"layer_{i}") for i in range(config.num_encoder_layers)
+        ]
+        x = self.run(layers, EncoderLayer, x, segments, deterministic=deterministic)
         return layer_norm(config, "final_norm")(x) if config.has_final_norm else x
 
 
-class Decoder(nn.Module):
+class Decoder(Stack):
     """A stack of decoder layers."""
-
-    config: ModelConfig
 
     def setup(self) -> None:
         config = self.config
@@ -252,14 +285,15 @@ class Decoder(nn.Module):
         self,
         x: Array,
         encoded: Array,
-        self_mask: Array,
-        cross_mask: Array,
+        own: Segments,
+        source: Segments,
         *,
         deterministic: bool,
     ) -> Array:
         """X [B, T, D], encoded [B, S, D] → [B, T, D]."""
-        for layer in self.layers:
-            x = layer(x, encoded, self_mask, cross_mask, deterministic)
+        others = (encoded, own, source)
+        layers = self.layers
+        x = self.run(layers, DecoderLayer, x, *others, deterministic=deterministic)
         return self.final_norm(x) if self.config.has_final_norm else x
 
     def memory(self, encoded: Array) -> tuple[KeyValue, ...]:

@@ -4,9 +4,28 @@ Segment 0 is padding; sentences packed in one row count from 1. No other file ma
 mask, and none needs to know a padding id.
 """
 
+import flax.struct
 import jax.numpy as jnp
 
 from transformer_jax.types import Array
+
+
+@flax.struct.dataclass
+class Segments:
+    """Who may attend to whom, as a mask that is not made yet: for long rows it would be
+    larger than all else, so whoever attends makes the parts that it needs."""
+
+    query: Array
+    """[B, T]."""
+    key: Array
+    """[B, S]."""
+    causal: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether a position attends to none after it (T = S)."""
+
+    def mask(self) -> Array:
+        """[B, 1, T, S], whole."""
+        mask = segment_mask(self.query, self.key)
+        return mask & causal_mask(self.key.shape[1]) if self.causal else mask
 
 
 def segment_mask(query_segments: Array, key_segments: Array) -> Array:
@@ -30,6 +49,59 @@ def causal_mask(length: int) -> Array:
              [1, 1, 1]]]], dtype=int32)
     """
     return jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
+
+
+def block_mask(segments: Segments, query_start: Array, key_start: Array) -> Array:
+    """`segments.mask()` of one block: `segments` holds the ids of the block alone, and
+    the starts, int32, say where it lies in the row.
+
+    >>> ids = jnp.array([[1, 1]])
+    >>> zero, one = jnp.int32(0), jnp.int32(1)
+    >>> block_mask(Segments(ids, ids, causal=True), zero, one).astype(int)
+    Array([[[[0, 0],
+             [1, 0]]]], dtype=int32)
+    """
+    mask = segment_mask(segments.query, segments.key)
+    if not segments.causal:
+        return mask
+    queries = query_start + jnp.arange(segments.query.shape[1])
+    keys = key_start + jnp.arange(segments.key.shape[1])
+    return mask & (queries[:, None] >= keys[None, :])[None, None]
+
+
+def block_visible(query_segments: Array, key_segments: Array, *, causal: bool) -> Array:
+    """Segment ids cut into blocks, [B, blocks, block] → [query blocks, key blocks]:
+    False where no query of the block may attend to any of its keys.
+
+    True may also stand where none may: sentences are compared by the lowest and the
+    highest number in a block.
+
+    >>> ids = jnp.array([[[1, 1], [2, 0], [0, 0]]])
+    >>> block_visible(ids, ids, causal=True).astype(int)
+    Array([[1, 0, 0],
+           [0, 1, 0],
+           [0, 0, 0]], dtype=int32)
+    """
+    (low_q, high_q), (low_k, high_k) = map(_bounds, (query_segments, key_segments))
+    overlap = (low_q[:, :, None] <= high_k[:, None]) & (
+        low_k[:, None] <= high_q[:, :, None]
+    )
+    visible = overlap.any(axis=0)
+    if not causal:
+        return visible
+    block, keys = query_segments.shape[2], key_segments.shape[2]
+    ends = (jnp.arange(visible.shape[0]) + 1) * block
+    starts = jnp.arange(visible.shape[1]) * keys
+    return visible & (starts[None, :] < ends[:, None])
+
+
+def _bounds(segments: Array) -> tuple[Array, Array]:
+    """The lowest and the highest segment of each block, padding left out; a block of
+    padding alone overlaps with none."""
+    real = segments > 0
+    none = jnp.iinfo(jnp.int32).max
+    lowest = jnp.where(real, segments, none).min(axis=2)
+    return lowest, jnp.where(real, segments, 0).max(axis=2)
 
 
 def cache_mask(positions: Array, ancestors: Array, sentences: int) -> Array:

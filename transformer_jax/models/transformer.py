@@ -11,7 +11,7 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.models.cache import DecoderCache
 from transformer_jax.models.embeddings import Embedding
 from transformer_jax.models.layers import Decoder, Encoder, Memory
-from transformer_jax.models.masks import causal_mask, segment_mask
+from transformer_jax.models.masks import Segments
 from transformer_jax.types import Array, StepOutput
 
 
@@ -98,8 +98,8 @@ class Transformer(nn.Module):
             num_positions=inputs.shape[1],
             deterministic=deterministic,
         )
-        mask = segment_mask(segment_ids, segment_ids)
-        return self.encoder(x, mask, deterministic=deterministic)
+        segments = Segments(segment_ids, segment_ids)
+        return self.encoder(x, segments, deterministic=deterministic)
 
     def decode_hidden(
         self,
@@ -113,21 +113,19 @@ class Transformer(nn.Module):
     ) -> tuple[Array, Array, Array | None]:
         """Target ids [B, T] over encoded [B, S, D] → last hidden states [B, T, D],
         output table [V, D] and bias [V] or None; logits are hidden · tableᵀ + bias."""
-        length = decoder_inputs.shape[1]
         table = self._target_table()
         x = self.target_positions(
             decoder_inputs,
             target_positions,
             table,
-            num_positions=length,
+            num_positions=decoder_inputs.shape[1],
             deterministic=deterministic,
         )
-        self_mask = segment_mask(target_segment_ids, target_segment_ids)
         hidden = self.decoder(
             x,
             encoded,
-            self_mask & causal_mask(length),
-            segment_mask(target_segment_ids, input_segment_ids),
+            Segments(target_segment_ids, target_segment_ids, causal=True),
+            Segments(target_segment_ids, input_segment_ids),
             deterministic=deterministic,
         )
         return hidden, *self.output(table)

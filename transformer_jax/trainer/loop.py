@@ -13,7 +13,9 @@ from transformer_jax.checkpoint import CheckpointStore, count_params
 from transformer_jax.config import Config
 from transformer_jax.processes import is_main_process, largest
 from transformer_jax.trainer.dev import LOWER_IS_BETTER, DevSet
+from transformer_jax.trainer.effort import Effort
 from transformer_jax.trainer.interrupts import StopError, StopSignals
+from transformer_jax.trainer.profiling import Profiler
 from transformer_jax.trainer.progress import MetricWindow, Progress, Stopwatch
 from transformer_jax.trainer.reporting import (
     CURVES_FILE,
@@ -116,6 +118,9 @@ class Run:
         self.window = MetricWindow(bad_steps=int(self.state.bad_steps))
         self.watch, self.update_watch = watch, Stopwatch(running=False)
         self.earlier = self.progress.copy()
+        devices = self.engine.mesh.local_devices
+        self.effort = Effort(self.config.model, devices)
+        self.profiler = Profiler(store.workdir, self.config.train.profile)
 
     def go(self) -> TrainResult:
         """Trains until the steps are done, patience runs out, or a signal comes."""
@@ -128,6 +133,7 @@ class Run:
         try:
             return self._end(self._updates())
         finally:
+            self.profiler.close()
             self.batches.close()
 
     def _updates(self) -> str:
@@ -151,11 +157,17 @@ class Run:
 
     def _update(self) -> None:
         self.update_watch.go()
-        batch = parallel.put_batch(next(self.batches), self.engine.mesh)
+        with self.effort.waiting():
+            batch = next(self.batches)
+        self.effort.add(batch)
+        batch = parallel.put_batch(batch, self.engine.mesh)
         shape = (*batch.inputs.shape, batch.targets.shape[1])
-        self.state, metrics = self.steps[shape](self.state, batch, self.rng)
+        with self.profiler.update(self.step + 1):
+            self.state, metrics = self.steps[shape](self.state, batch, self.rng)
         self.window.add(metrics)
         self.step += 1
+        if folder := self.profiler.done(self.step, metrics):
+            self.reporter.say(f"{'profile':<13}{folder}")
         self.reporter.advance()
         if self.window.bad_steps >= self.config.train.max_bad_steps:
             self._give_up()
@@ -165,7 +177,8 @@ class Run:
 
     def _log(self) -> None:
         """Reports the updates since the last report."""
-        values = self.window.take(self.update_watch.seconds())
+        seconds = self.update_watch.seconds()
+        values = self.window.take(seconds) | self.effort.take(seconds)
         values["learning_rate"] = self._learning_rate()
         self._tally()
         self._event(
@@ -182,6 +195,7 @@ class Run:
         now, before = self.progress, self.earlier
         now.seconds = before.seconds + self.watch.seconds()
         now.update_seconds = before.update_seconds + self.update_watch.seconds()
+        now.waiting_seconds = before.waiting_seconds + self.effort.waiting_seconds
         now.target_tokens = before.target_tokens + round(self.window.tokens)
 
     def _evaluation_is_due(self) -> bool:
@@ -269,6 +283,7 @@ class Run:
         counts = self.batches.counts
         return {
             "update_seconds": self.progress.update_seconds,
+            "waiting_seconds": self.progress.waiting_seconds,
             "tokens": self.progress.target_tokens,
             "tokens_per_second": self.progress.tokens_per_second,
             "best_step": self.progress.best_step,
@@ -291,7 +306,9 @@ class Run:
         )
         return (
             f"{reason}: {self.step:,} steps in {duration(progress.seconds)}, "
-            f"{progress.tokens_per_second:,.0f} target tokens/s\n"
+            f"{progress.tokens_per_second:,.0f} target tokens/s; "
+            f"{progress.update_share:.0%} of the time in updates, of which "
+            f"{progress.waiting_share:.1%} waiting for batches\n"
             f"checkpoints  {workdir} (latest {self.step:,}{best})\n"
             f"logs         {workdir / LOG_FILE}; tensorboard --logdir {workdir}"
             + (

@@ -20,6 +20,8 @@ class Progress:
     """Wall clock of all starts, from start-up to the last checkpoint."""
     update_seconds: float = 0.0
     """Of these, the time in updates: no compilation, evaluation or saving."""
+    waiting_seconds: float = 0.0
+    """Of these, the time until batches were ready."""
     target_tokens: int = 0
     """Target tokens trained on, padding excluded."""
     evaluated_step: int = 0
@@ -54,6 +56,18 @@ class Progress:
     def tokens_per_second(self) -> float:
         """Target tokens over time in updates, over the whole run."""
         return self.target_tokens / self.update_seconds if self.update_seconds else 0.0
+
+    @property
+    def update_share(self) -> float:
+        """Of the wall clock, the time in updates."""
+        return self.update_seconds / self.seconds if self.seconds else 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        """Of the time in updates, that until batches were ready."""
+        if not self.update_seconds:
+            return 0.0
+        return self.waiting_seconds / self.update_seconds
 
 
 class Stopwatch:

@@ -115,7 +115,9 @@ class Reporter:
             f"step {step:>6}/{last_step}  loss {loss:6.3f}  "
             f"perplexity {values.get('perplexity', math.nan):9.2f}  "
             f"accuracy {values.get('accuracy', math.nan):6.1%}  "
-            f"{rate:>8,.0f} tokens/s  {duration(left)} left"
+            f"{rate:>8,.0f} tokens/s  "
+            + (f"MFU {values['mfu']:.1%}  " if "mfu" in values else "")
+            + f"{duration(left)} left"
         )
 
     def evaluated(

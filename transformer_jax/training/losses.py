@@ -19,6 +19,9 @@ from transformer_jax.types import Array
 
 CHUNK_TOKENS = 512
 """Tokens whose logits are held at once by the fused loss, about."""
+CHUNK_LOGITS = 2**24
+"""Logits held at once, about, where a vocabulary is so large that these are fewer
+tokens: 64 MiB."""
 
 
 class LossSums(NamedTuple):
@@ -92,7 +95,7 @@ def _fused(
     smoothing: float,
 ) -> LossSums:
     """The sums alone, where nothing is differentiated."""
-    parts = _chunks(hidden, targets, weights)
+    parts = _chunks(hidden, targets, weights, table.shape[0])
 
     def chunk_sums(sums: LossSums, part: Part):
         h, y, w = part
@@ -142,7 +145,7 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
         jnp.zeros(table.shape, jnp.float32),
         None if bias is None else jnp.zeros(bias.shape, jnp.float32),
     )
-    parts = _chunks(hidden, targets, weights)
+    parts = _chunks(hidden, targets, weights, vocab_size)
     (sums, d_table, d_bias), d_hidden = jax.lax.scan(chunk_gradients, start, parts)
     d_hidden = _unchunk(d_hidden, hidden.shape[1])
     d_table = d_table.astype(table.dtype)
@@ -158,10 +161,11 @@ def _backward(smoothing, gradients, cotangent: LossSums):
 _fused.defvjp(_forward, _backward)
 
 
-def _chunks(hidden: Array, targets: Array, weights: Array) -> Part:
+def _chunks(hidden: Array, targets: Array, weights: Array, vocab_size: int) -> Part:
     """Cut [B, T, ...] along T into [chunks, B, C, ...], zeros filling the last."""
     rows, length = targets.shape
-    num_chunks = max(1, min(length, round(rows * length / CHUNK_TOKENS)))
+    tokens = min(CHUNK_TOKENS, CHUNK_LOGITS / vocab_size)
+    num_chunks = max(1, min(length, round(rows * length / tokens)))
     width = -(-length // num_chunks)
     num_chunks = -(-length // width)
 

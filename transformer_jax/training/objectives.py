@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from transformer_jax.data.batching import Batch
@@ -38,15 +39,16 @@ def make_objective(
             model, params, batch, deterministic=deterministic, rngs=rngs
         )
         weights = (batch.target_segment_ids > 0).astype(jnp.float32)
-        sums = fused_cross_entropy(
-            hidden,
-            table,
-            bias,
-            batch.targets,
-            weights,
-            label_smoothing,
-            shards=shards,
-        )
+        with jax.named_scope("loss"):
+            sums = fused_cross_entropy(
+                hidden,
+                table,
+                bias,
+                batch.targets,
+                weights,
+                label_smoothing,
+                shards=shards,
+            )
         tokens = weights.sum()
         metrics = {
             "loss": Mean(sums.loss, tokens),

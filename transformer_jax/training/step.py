@@ -55,7 +55,8 @@ def make_train_step(
         def skip(_: None) -> tuple[Params, optax.OptState, Params | None]:
             return state.params, state.opt_state, state.ema_params
 
-        params, opt_state, ema_params = jax.lax.cond(ok, update, skip, None)
+        with jax.named_scope("optimizer"):
+            params, opt_state, ema_params = jax.lax.cond(ok, update, skip, None)
         bad = (~ok).astype(jnp.int32)
         one = jnp.ones((), jnp.float32)
         metrics["grad_norm"] = Mean(norm, one)
