@@ -27,7 +27,11 @@ class Sublayers(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, memory: Array | None, memory_mask: Array | None
+        self,
+        x: Array,
+        mask: Array | None,
+        memory: Array | None,
+        memory_mask: Array | None,
     ) -> Array:
         """X [B, T, D], memory [B, S, D] → [B, T, D]."""
         config = self.config

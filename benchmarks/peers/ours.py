@@ -9,6 +9,7 @@ from transformer_jax.config import ModelConfig, OptimizerConfig, ParallelConfig
 from transformer_jax.data.batching import Batch
 from transformer_jax.models.functions import init_params
 from transformer_jax.models.transformer import Transformer
+from transformer_jax.training.metrics import Mean
 from transformer_jax.training.objectives import make_objective
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
@@ -37,9 +38,13 @@ class Ours:
         self.rng = rng
         self.batches = [parallel.put_batch(batch, mesh) for batch in batches]
 
-    def step(self, place: int) -> float:
-        """One update on a batch: its loss for each target token."""
+    def update(self, place: int) -> Mean:
+        """One update on a batch, without waiting for it: its loss."""
         batch = self.batches[place]
         self.state, metrics = self.train_step(self.state, batch, self.rng)
-        loss = jax.block_until_ready(metrics["loss"])
+        return metrics["loss"]
+
+    def step(self, place: int) -> float:
+        """One update on a batch: its loss for each target token."""
+        loss = jax.block_until_ready(self.update(place))
         return float(loss.sum) / float(loss.weight)

@@ -28,8 +28,10 @@ class BuiltIn(nn.Module):
         for each in self.stacks.modules():
             if isinstance(each, nn.MultiheadAttention):
                 each.dropout = 0.0
-            if isinstance(each, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-                each.dropout = nn.Identity()
+            if isinstance(
+                each, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
+            ):
+                each.dropout = nn.Dropout(0.0)
 
     def forward(self, batch: TorchBatch) -> Tensor:
         """→ logits [B, T, V]."""

@@ -50,7 +50,7 @@ def torch_batch(batch: Batch, device: str = "cpu") -> TorchBatch:
 
 
 class Embedded(nn.Module):
-    """dropout(table[token] · √D + sinusoid), one table for both sides and the output."""
+    """dropout(table[token] · √D + sinusoid); one table for everything."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -116,10 +116,14 @@ class TorchPeer:
 
         self.mean_loss = torch.compile(mean_loss) if compiled else mean_loss
 
-    def step(self, place: int) -> float:
-        """One update on a batch: its loss for each target token."""
+    def update(self, place: int) -> Tensor:
+        """One update on a batch, without waiting for it: its loss."""
         loss = self.mean_loss(self.batches[place])
         self.adam.zero_grad(set_to_none=True)
         loss.backward()
         self.adam.step()
-        return loss.item()
+        return loss.detach()
+
+    def step(self, place: int) -> float:
+        """One update on a batch: its loss for each target token."""
+        return self.update(place).item()

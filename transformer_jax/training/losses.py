@@ -96,32 +96,39 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
     """The sums, and the gradients of `loss` with respect to hidden, table and bias."""
     vocab_size = table.shape[0]
     uniform = smoothing / vocab_size
+    words = table.astype(hidden.dtype)  # [V, D]
+    by_feature = words.T  # [D, V]
+    mean_word = words.astype(jnp.float32).mean(axis=0)
+    mean_bias = 0.0 if bias is None else bias.astype(jnp.float32).mean()
 
     def chunk_gradients(carry, part: Part):
         sums, d_table, d_bias = carry
         h, y, w = part
-        logits = project(h, table, bias)  # [B, C, V]
-        top = logits.max(axis=-1, keepdims=True)
-        exp = jnp.exp(logits - top)
-        total = exp.sum(axis=-1, keepdims=True)
-        lse = (jnp.log(total) + top)[..., 0]
-        is_target = jnp.arange(vocab_size)[None, None, :] == y[..., None]
-        chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-        loss = lse - (1 - smoothing) * chosen - smoothing * logits.mean(axis=-1)
+        logits = jnp.einsum("VD,BCD->VBC", words, h, preferred_element_type=jnp.float32)
+        if bias is not None:
+            logits += bias.astype(jnp.float32)[:, None, None]
+        top = logits.max(axis=0)
+        exp = jnp.exp(logits - top[None])
+        total = exp.sum(axis=0)
+        lse = jnp.log(total) + top
+        chosen = jnp.take_along_axis(logits, y[None], axis=0)[0]
+        mean = h.astype(jnp.float32) @ mean_word + mean_bias
+        loss = lse - (1 - smoothing) * chosen - smoothing * mean
         new = LossSums(
             loss=jnp.sum(w * loss),
             nll=jnp.sum(w * (lse - chosen)),
-            correct=jnp.sum(w * (chosen >= top[..., 0])),
+            correct=jnp.sum(w * (chosen >= top)),
         )
+        is_target = jnp.arange(vocab_size)[:, None, None] == y[None]
         wanted = jnp.where(is_target, 1 - smoothing + uniform, uniform)
-        d_logits = (exp / total - wanted) * w[..., None]
+        d_logits = exp * (w / total)[None] - wanted * w[None]
         d_compute = d_logits.astype(h.dtype)
-        d_h = jnp.einsum("BCV,VD->BCD", d_compute, table.astype(h.dtype))
+        d_h = jnp.einsum("DV,VBC->DBC", by_feature, d_compute)
         d_table += jnp.einsum(
-            "BCV,BCD->VD", d_compute, h, preferred_element_type=jnp.float32
+            "VBC,BCD->VD", d_compute, h, preferred_element_type=jnp.float32
         )
         if d_bias is not None:
-            d_bias += d_logits.sum(axis=(0, 1))
+            d_bias += d_logits.sum(axis=(1, 2))
         return (jax.tree.map(jnp.add, sums, new), d_table, d_bias), d_h
 
     zero = jnp.zeros((), jnp.float32)
@@ -132,7 +139,7 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
     )
     parts = _chunks(hidden, targets, weights)
     (sums, d_table, d_bias), d_hidden = jax.lax.scan(chunk_gradients, start, parts)
-    d_hidden = _unchunk(d_hidden, hidden.shape[1])
+    d_hidden = _unchunk(d_hidden.transpose(0, 2, 3, 1), hidden.shape[1])
     d_table = d_table.astype(table.dtype)
     d_bias = None if bias is None else d_bias.astype(bias.dtype)  # pyright: ignore[reportOptionalMemberAccess]
     return sums, (d_hidden, d_table, d_bias)
