@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.models.dropout import Dropout
+from transformer_jax.models.products import rows_product
 from transformer_jax.types import Array
 
 NEG_INF = -1e30
@@ -74,6 +75,7 @@ class MultiHeadAttention(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=jnp.dtype(self.config.dtype),
             param_dtype=jnp.dtype(self.config.param_dtype),
+            dot_general=rows_product,
         )
 
     def keys_values(self, y: Array) -> KeyValue:

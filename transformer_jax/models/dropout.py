@@ -15,7 +15,7 @@ def drop(x: Array, rate: float, rng: PRNGKey) -> Array:
     >>> bool(abs(x.mean() - 1) < 0.02), round(float(x.max()), 2)
     (True, 1.33)
     """
-    kept = random_words(rng, x.shape) >= round(rate * 2**32)
+    kept = random_words(rng, x.shape) >= jnp.uint32(round(rate * 2**32))
     return jnp.where(kept, x * (1 / (1 - rate)), jnp.zeros_like(x))
 
 
