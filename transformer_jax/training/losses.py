@@ -97,21 +97,21 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
     vocab_size = table.shape[0]
     uniform = smoothing / vocab_size
     words = table.astype(hidden.dtype)  # [V, D]
-    by_feature = words.T  # [D, V]
     mean_word = words.astype(jnp.float32).mean(axis=0)
     mean_bias = 0.0 if bias is None else bias.astype(jnp.float32).mean()
 
     def chunk_gradients(carry, part: Part):
         sums, d_table, d_bias = carry
-        h, y, w = part
-        logits = jnp.einsum("VD,BCD->VBC", words, h, preferred_element_type=jnp.float32)
+        # Two axes, not three: gradients of the table then need no copy of d_logits.
+        h, y, w = (x.reshape(-1, *x.shape[2:]) for x in part)  # [C, D], [C], [C]
+        logits = jnp.einsum("CD,VD->CV", h, words, preferred_element_type=jnp.float32)
         if bias is not None:
-            logits += bias.astype(jnp.float32)[:, None, None]
-        top = logits.max(axis=0)
-        exp = jnp.exp(logits - top[None])
-        total = exp.sum(axis=0)
+            logits += bias.astype(jnp.float32)[None, :]
+        top = logits.max(axis=1)
+        exp = jnp.exp(logits - top[:, None])
+        total = exp.sum(axis=1)
         lse = jnp.log(total) + top
-        chosen = jnp.take_along_axis(logits, y[None], axis=0)[0]
+        chosen = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
         mean = h.astype(jnp.float32) @ mean_word + mean_bias
         loss = lse - (1 - smoothing) * chosen - smoothing * mean
         new = LossSums(
@@ -119,16 +119,16 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
             nll=jnp.sum(w * (lse - chosen)),
             correct=jnp.sum(w * (chosen >= top)),
         )
-        is_target = jnp.arange(vocab_size)[:, None, None] == y[None]
+        is_target = jnp.arange(vocab_size)[None, :] == y[:, None]
         wanted = jnp.where(is_target, 1 - smoothing + uniform, uniform)
-        d_logits = exp * (w / total)[None] - wanted * w[None]
+        d_logits = exp * (w / total)[:, None] - wanted * w[:, None]
         d_compute = d_logits.astype(h.dtype)
-        d_h = jnp.einsum("DV,VBC->DBC", by_feature, d_compute)
+        d_h = jnp.einsum("CV,VD->CD", d_compute, words).reshape(part[0].shape)
         d_table += jnp.einsum(
-            "VBC,BCD->VD", d_compute, h, preferred_element_type=jnp.float32
+            "CV,CD->VD", d_compute, h, preferred_element_type=jnp.float32
         )
         if d_bias is not None:
-            d_bias += d_logits.sum(axis=(1, 2))
+            d_bias += d_logits.sum(axis=0)
         return (jax.tree.map(jnp.add, sums, new), d_table, d_bias), d_h
 
     zero = jnp.zeros((), jnp.float32)
@@ -139,7 +139,7 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
     )
     parts = _chunks(hidden, targets, weights)
     (sums, d_table, d_bias), d_hidden = jax.lax.scan(chunk_gradients, start, parts)
-    d_hidden = _unchunk(d_hidden.transpose(0, 2, 3, 1), hidden.shape[1])
+    d_hidden = _unchunk(d_hidden, hidden.shape[1])
     d_table = d_table.astype(table.dtype)
     d_bias = None if bias is None else d_bias.astype(bias.dtype)  # pyright: ignore[reportOptionalMemberAccess]
     return sums, (d_hidden, d_table, d_bias)
