@@ -12,8 +12,9 @@ from transformer_jax.models.transformer import Transformer
 from transformer_jax.training.metrics import Mean
 from transformer_jax.training.objectives import make_objective
 from transformer_jax.training.optimizer import make_optimizer
-from transformer_jax.training.state import init_state
+from transformer_jax.training.state import TrainState, init_state
 from transformer_jax.training.step import make_train_step
+from transformer_jax.types import PRNGKey
 
 
 class Ours:
@@ -29,9 +30,14 @@ class Ours:
         mesh = parallel.make_mesh(ParallelConfig(), jax.devices()[:1])
         module, chain = Transformer(model), make_optimizer(optimizer, model.d_model)
         rng = jax.random.key(0)
-        params = jax.jit(lambda rng: init_params(module, rng))(rng)
-        self.parameters = sum(x.size for x in jax.tree.leaves(params))
-        self.state = init_state(params, chain)
+
+        def init(rng: PRNGKey) -> TrainState:
+            return init_state(init_params(module, rng), chain)
+
+        # Where the step leaves its state: else the second update compiles once more.
+        shardings = parallel.state_shardings(jax.eval_shape(init, rng), mesh)
+        self.state = jax.jit(init, out_shardings=shardings)(rng)
+        self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
         objective = make_objective(module, smoothing, deterministic=False)
         step = make_train_step(objective, chain)
         self.train_step = parallel.jit_train_step(step, mesh, self.state)
