@@ -71,7 +71,7 @@ class Args:
     compiled: bool = False
     """Also the hand-written model under torch.compile (minutes for each size)."""
     quick: bool = False
-    """3 rounds: under 8 minutes on 2 cores."""
+    """3 rounds."""
     smoke: bool = False
     """Toy sizes, to see whether everything runs."""
     hardware: str = ""

@@ -15,8 +15,7 @@ def rows_product(
     one product of two matrices.
 
     A gradient then sums over one axis, B·T, where XLA reads both matrices as they are.
-    Over two it first turns one of them around in memory, which takes longer on a CPU
-    than the product of a small model.
+    Over two axes it first turns one of them around in memory.
     """
     (x_axes, _), _ = dimension_numbers
     count = len(x_axes)
