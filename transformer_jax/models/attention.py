@@ -18,6 +18,7 @@ from transformer_jax.models.fused_attention import (
     has_fused_kernel,
 )
 from transformer_jax.models.masks import Segments
+from transformer_jax.models.products import rows_product
 from transformer_jax.types import Array
 
 CHUNKED_LENGTH = 512
@@ -141,6 +142,7 @@ class MultiHeadAttention(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=jnp.dtype(self.config.dtype),
             param_dtype=jnp.dtype(self.config.param_dtype),
+            dot_general=rows_product,
         )
 
     def keys_values(self, y: Array) -> KeyValue:

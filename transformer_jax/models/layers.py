@@ -14,6 +14,8 @@ from transformer_jax.models.attention import (
 from transformer_jax.models.cache import DecoderCache, read_cache, write_cache
 from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.masks import Segments, cache_mask
+from transformer_jax.models.norms import layer_norm
+from transformer_jax.models.products import rows_product
 from transformer_jax.models.scanning import scan_layers
 from transformer_jax.types import Array
 
@@ -31,40 +33,6 @@ class Memory(NamedTuple):
     """Cross-attention keys and values [B, N, S, H] of each decoder layer."""
     segment_ids: Array
     """[B, S]; 0 = padding."""
-
-
-class StdNorm(nn.Module):
-    """(x - mean) / (std + ε) · scale + bias, std unbiased, statistics in float32."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        width, dtype = x.shape[-1:], jnp.dtype(self.config.param_dtype)
-        scale = self.param("scale", nn.initializers.ones, width, dtype)
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(axis=-1, keepdims=True)
-        std = jnp.std(wide, axis=-1, keepdims=True, ddof=1)
-        normed = scale[None, None] * centred / (std + self.config.norm_eps)
-        if self.config.norm_bias:
-            bias = self.param("bias", nn.initializers.zeros, width, dtype)
-            normed = normed + bias[None, None]
-        return normed.astype(self.config.dtype)
-
-
-def layer_norm(config: ModelConfig, name: str | None = None) -> nn.Module:
-    """(x - mean) / √(variance + ε) · scale + bias, statistics in float32; or the other
-    norm that the settings name."""
-    if config.norm == "std":
-        return StdNorm(config, name=name)
-    return nn.LayerNorm(
-        epsilon=config.norm_eps,
-        use_bias=config.norm_bias,
-        use_fast_variance=False,
-        dtype=jnp.dtype(config.dtype),
-        param_dtype=jnp.dtype(config.param_dtype),
-        name=name,
-    )
 
 
 class FeedForward(nn.Module):
@@ -89,6 +57,7 @@ class FeedForward(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=jnp.dtype(self.config.dtype),
             param_dtype=jnp.dtype(self.config.param_dtype),
+            dot_general=rows_product,
             name=name,
         )
 

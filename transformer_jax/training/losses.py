@@ -111,32 +111,39 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
     """The sums, and the gradients of `loss` with respect to hidden, table and bias."""
     vocab_size = table.shape[0]
     uniform = smoothing / vocab_size
+    words = table.astype(hidden.dtype)  # [V, D]
+    mean_word = words.astype(jnp.float32).mean(axis=0)
+    mean_bias = 0.0 if bias is None else bias.astype(jnp.float32).mean()
 
     def chunk_gradients(carry, part: Part):
         sums, d_table, d_bias = carry
-        h, y, w = part
-        logits = project(h, table, bias)  # [B, C, V]
-        top = logits.max(axis=-1, keepdims=True)
-        exp = jnp.exp(logits - top)
-        total = exp.sum(axis=-1, keepdims=True)
-        lse = (jnp.log(total) + top)[..., 0]
-        is_target = jnp.arange(vocab_size)[None, None, :] == y[..., None]
-        chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-        loss = lse - (1 - smoothing) * chosen - smoothing * logits.mean(axis=-1)
+        # Two axes, not three: gradients of the table then need no copy of d_logits.
+        h, y, w = (x.reshape(-1, *x.shape[2:]) for x in part)  # [C, D], [C], [C]
+        logits = jnp.einsum("CD,VD->CV", h, words, preferred_element_type=jnp.float32)
+        if bias is not None:
+            logits += bias.astype(jnp.float32)[None, :]
+        top = logits.max(axis=1)
+        exp = jnp.exp(logits - top[:, None])
+        total = exp.sum(axis=1)
+        lse = jnp.log(total) + top
+        chosen = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
+        mean = h.astype(jnp.float32) @ mean_word + mean_bias
+        loss = lse - (1 - smoothing) * chosen - smoothing * mean
         new = LossSums(
             loss=jnp.sum(w * loss),
             nll=jnp.sum(w * (lse - chosen)),
-            correct=jnp.sum(w * (chosen >= top[..., 0])),
+            correct=jnp.sum(w * (chosen >= top)),
         )
+        is_target = jnp.arange(vocab_size)[None, :] == y[:, None]
         wanted = jnp.where(is_target, 1 - smoothing + uniform, uniform)
-        d_logits = (exp / total - wanted) * w[..., None]
+        d_logits = exp * (w / total)[:, None] - wanted * w[:, None]
         d_compute = d_logits.astype(h.dtype)
-        d_h = jnp.einsum("BCV,VD->BCD", d_compute, table.astype(h.dtype))
+        d_h = jnp.einsum("CV,VD->CD", d_compute, words).reshape(part[0].shape)
         d_table += jnp.einsum(
-            "BCV,BCD->VD", d_compute, h, preferred_element_type=jnp.float32
+            "CV,CD->VD", d_compute, h, preferred_element_type=jnp.float32
         )
         if d_bias is not None:
-            d_bias += d_logits.sum(axis=(0, 1))
+            d_bias += d_logits.sum(axis=0)
         return (jax.tree.map(jnp.add, sums, new), d_table, d_bias), d_h
 
     zero = jnp.zeros((), jnp.float32)

@@ -1,0 +1,1 @@
+"""Models of other libraries, and ours, as the benchmarks train them side by side."""

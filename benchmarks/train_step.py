@@ -1,0 +1,276 @@
+"""Target tokens a second in training, side by side: ours, PyTorch, Flax.
+
+python benchmarks/train_step.py --data PATH --output benchmarks/results/train_step.json
+
+PATH holds the authors' tokenised Multi30k. Everyone trains the same sizes on the same
+text with joint BPE of 10 000: tied embeddings, dropout 0.1, label smoothing 0.1, Adam,
+float32, about 2 000 real target tokens in an update. What counts is real target tokens,
+not padding.
+
+`bucketed` batches are one pair a row, cut from the whole text in the order of its
+lengths, so that no target place and hardly a source place is padding: PyTorch loses
+nothing by them, and all but `ours_packed` get the same. `ours_packed` is ours as it
+trains by default: several pairs a row, one shape, of the same text. The ratio is
+`ours_packed` to the fastest in PyTorch: each library on what suits it best.
+
+`torch_builtin` is `torch.nn.Transformer`, `torch_sdpa` a model by hand around
+`scaled_dot_product_attention`, `annotated` the architecture of the Annotated
+Transformer in PyTorch, `flax_stack` Flax's own modules. PyTorch gets fused Adam, masks
+only where rows are padded, and as many threads as there are cores. All of them take
+turns, update by update; medians are kept; compilation is not counted. Sizes that a run
+leaves out keep the numbers that the output file has.
+
+`--device gpu` is another benchmark: see `train_step_gpu.py`.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import tyro
+from peers.batches import Batches, Text, filled, make_batches, read_text, real_tokens
+
+from transformer_jax.compilation import keep_compiled_programs
+from transformer_jax.config import ModelConfig, OptimizerConfig, sized_model
+
+OURS, SAME = "ours_packed", "ours_bucketed"
+PYTORCH = ("torch_builtin", "torch_sdpa", "torch_sdpa_compiled", "annotated")
+SMOOTHING = 0.1
+OPTIMIZER = OptimizerConfig(schedule="constant", warmup_steps=0, learning_rate=5e-4)
+PACKAGES = ("jax", "flax", "optax", "torch", "numpy")
+"""Whose versions are kept with the numbers."""
+PAUSE = 0.02
+"""Seconds between two turns: threads of the one before stop looking for work."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args:
+    """See above."""
+
+    output: Path
+    """JSON file for the numbers."""
+    data: Path = Path()
+    """Folder with the authors' tokenised files (CPU)."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What is measured."""
+    sizes: tuple[str, ...] = ("tiny", "small", "base")
+    """Model sizes (on a GPU: base and big)."""
+    batches: int = 2
+    """Different batches."""
+    rounds: int = 8
+    """Timed updates on each batch; base has half of them."""
+    compiled: bool = False
+    """Also the hand-written model under torch.compile (minutes for each size)."""
+    quick: bool = False
+    """3 rounds."""
+    smoke: bool = False
+    """Toy sizes, to see whether everything runs."""
+    hardware: str = ""
+    """What it ran on, in words."""
+
+
+class Peer(Protocol):
+    """A model in training."""
+
+    parameters: int
+    """Numbers that are trained."""
+
+    def step(self, place: int) -> float:
+        """One update on batch number `place`: its loss for each target token."""
+        ...
+
+
+def contenders(
+    model: ModelConfig, batches: Batches, *, compiled: bool
+) -> dict[str, Callable[[], Peer]]:
+    """Everyone, to be made."""
+    import torch
+    from peers.flax_stack import FlaxStack
+    from peers.ours import Ours
+    from peers.torch_annotated import Annotated, divergence
+    from peers.torch_builtin import BuiltIn
+    from peers.torch_sdpa import HandWritten
+    from peers.torch_training import TorchPeer
+
+    torch.manual_seed(0)
+    torch.set_num_threads(os.cpu_count() or 1)
+    rest = (OPTIMIZER, SMOOTHING, batches.bucketed)
+    found: dict[str, Callable[[], Peer]] = {
+        OURS: lambda: Ours(model, OPTIMIZER, SMOOTHING, batches.packed),
+        SAME: lambda: Ours(model, *rest),
+        "flax_stack": lambda: FlaxStack(model, *rest),
+        "torch_builtin": lambda: TorchPeer(BuiltIn(model), *rest),
+        "torch_sdpa": lambda: TorchPeer(HandWritten(model), *rest),
+        "annotated": lambda: TorchPeer(Annotated(model), *rest, divergence),
+    }
+    if compiled:
+        found["torch_sdpa_compiled"] = lambda: TorchPeer(
+            HandWritten(model), *rest, compiled=True
+        )
+    return found
+
+
+def measure(
+    makers: dict[str, Callable[[], Peer]], batches: Batches, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Numbers of each contender; the first update on each batch is not counted."""
+    peers: dict[str, Peer] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    count = len(batches.bucketed)
+    for name, make in makers.items():
+        start = time.perf_counter()
+        peers[name] = make()
+        losses = [peers[name].step(place) for place in range(count)]
+        numbers[name] = {
+            "parameters": peers[name].parameters,
+            "first_seconds": round(time.perf_counter() - start, 1),
+            "first_loss": round(losses[0], 3),
+        }
+    seconds = {name: [[] for _ in range(count)] for name in peers}
+    for _ in range(rounds):
+        for place in range(count):
+            for name, peer in peers.items():
+                time.sleep(PAUSE)
+                start = time.perf_counter()
+                loss = peer.step(place)
+                seconds[name][place].append(time.perf_counter() - start)
+                if place == 0:
+                    numbers[name]["last_loss"] = round(loss, 3)
+    for name, each in seconds.items():
+        fed = batches.packed if name == OURS else batches.bucketed
+        total = sum(map(statistics.median, each))
+        speed = sum(map(real_tokens, fed)) / total
+        numbers[name]["target_tokens_per_second"] = round(speed, 1)
+        numbers[name]["seconds"] = [[round(s, 4) for s in one] for one in each]
+    return numbers
+
+
+def check_alike(size: str, numbers: dict[str, dict[str, Any]]) -> None:
+    """Everyone must train a model of the same size, and all losses must fall."""
+    ours = numbers[OURS]["parameters"]
+    for name, each in numbers.items():
+        # The norms after the Annotated Transformer's stacks are some more.
+        if abs(each["parameters"] / ours - 1) > 0.01:
+            raise ValueError(
+                f"{name} has {each['parameters']} parameters at size {size}, and ours "
+                f"has {ours}: their speeds cannot be compared. Correct the peer."
+            )
+        if not each["last_loss"] < each["first_loss"]:
+            raise ValueError(
+                f"The loss of {name} went from {each['first_loss']} to "
+                f"{each['last_loss']} at size {size}: it should fall. Correct the peer."
+            )
+
+
+def measure_size(size: str, text: Text, args: Args) -> dict[str, Any]:
+    """All numbers of one size."""
+    positions, row_length = (256, 64) if args.smoke else (2048, 64)
+    batches = make_batches(text, args.batches, positions, row_length)
+    changes = {"num_encoder_layers": 1, "num_decoder_layers": 1, "d_ff": 64}
+    model = sized_model(
+        size,
+        dropout=0.1,
+        source_vocab_size=text.vocab_size,
+        target_vocab_size=text.vocab_size,
+        **(changes if args.smoke else {}),
+    )
+    makers = contenders(model, batches, compiled=args.compiled)
+    rounds = -(-args.rounds // 2) if size == "base" else args.rounds
+    numbers = measure(makers, batches, rounds)
+    check_alike(size, numbers)
+    return {
+        "contenders": numbers,
+        "packed_filled": round(filled(batches.packed), 3),
+        "bucketed_filled": round(filled(batches.bucketed), 3),
+        "target_tokens": {
+            "packed": [real_tokens(batch) for batch in batches.packed],
+            "bucketed": [real_tokens(batch) for batch in batches.bucketed],
+        },
+        "bucketed_shapes": [
+            [*batch.inputs.shape, batch.targets.shape[1]] for batch in batches.bucketed
+        ],
+    }
+
+
+def ratios(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Ours by the others, by target tokens a second."""
+    found: dict[str, dict[str, Any]] = {
+        "fastest_pytorch": {},
+        "ratio_to_fastest_pytorch": {},
+        "ratio_to_fastest_pytorch_same_batches": {},
+        "ratio_to_flax": {},
+    }
+    for size, each in sizes.items():
+        speed = {
+            name: numbers["target_tokens_per_second"]
+            for name, numbers in each["contenders"].items()
+        }
+        best = max((n for n in PYTORCH if n in speed), key=lambda name: speed[name])
+        found["fastest_pytorch"][size] = best
+        for name, ratio in (
+            ("ratio_to_fastest_pytorch", speed[OURS] / speed[best]),
+            ("ratio_to_fastest_pytorch_same_batches", speed[SAME] / speed[best]),
+            ("ratio_to_flax", speed[OURS] / speed["flax_stack"]),
+        ):
+            found[name][size] = round(ratio, 3)
+    return found
+
+
+def print_size(size: str, numbers: dict[str, dict[str, Any]]) -> None:
+    """One line for each contender."""
+    print(size)
+    ours = numbers[OURS]["target_tokens_per_second"]
+    for name, each in numbers.items():
+        speed = each["target_tokens_per_second"]
+        print(
+            f"  {name:20} {speed:9,.0f} target tokens/s   ours_packed is "
+            f"{ours / speed:5.2f}x   loss {each['first_loss']:.2f} → "
+            f"{each['last_loss']:.2f}   {each['parameters']:,} parameters",
+            flush=True,
+        )
+
+
+def main(args: Args) -> None:
+    """Measures, prints and keeps the numbers."""
+    if args.device == "gpu":
+        from train_step_gpu import measure_gpu
+
+        sizes = ("base", "big") if args.sizes == Args.sizes else args.sizes
+        result = measure_gpu(sizes, smoke=args.smoke)
+    else:
+        if args.quick:
+            args = dataclasses.replace(args, rounds=3)
+        keep_compiled_programs()
+        text = read_text(args.data)
+        sizes = {}
+        if args.output.is_file():
+            sizes = json.loads(args.output.read_text(encoding="utf-8"))["sizes"]
+        for size in args.sizes:
+            sizes[size] = measure_size(size, text, args)
+            print_size(size, sizes[size]["contenders"])
+        result = {**ratios(sizes), "sizes": sizes}
+        for name, each in ratios(sizes).items():
+            print(name, each)
+    result |= {
+        "command": shlex.join(["python", *sys.argv]),
+        "hardware": args.hardware or platform.processor(),
+        "threads": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,64 @@
+"""The bits that dropout draws: fair, and unlike those of neighbours and other keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.models.dropout import drop, random_words
+
+SHAPE = (64, 32, 50)
+SIGMA = 1 / np.sqrt(np.prod(SHAPE))
+"""Standard deviation of a mean of as many fair values of variance 1."""
+
+
+def signs(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    """Each of the 32 bits as -1 or 1: [32, ...]."""
+    words = np.asarray(random_words(jax.random.key(seed), shape))
+    bits = words[None] >> np.arange(32, dtype=np.uint32)[:, None, None, None] & 1
+    return 2.0 * bits - 1
+
+
+def test_every_bit_is_fair():
+    assert np.abs(signs(0).mean(axis=(1, 2, 3))).max() < 4.5 * SIGMA
+
+
+def test_bits_of_a_word_do_not_hang_together():
+    flat = signs(0).reshape(32, -1)
+    correlations = flat @ flat.T / flat.shape[1] - np.eye(32)
+    assert np.abs(correlations).max() < 5 * SIGMA
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize("distance", [1, 2, 8])
+def test_neighbours_do_not_hang_together(axis, distance):
+    bits = signs(0)
+    same = (bits * np.roll(bits, distance, axis)).mean(axis=(1, 2, 3))
+    assert np.abs(same).max() < 5 * SIGMA
+
+
+@pytest.mark.parametrize("other", [1, 2, 1000])
+def test_keys_do_not_hang_together(other):
+    same = (signs(0) * signs(other)).mean(axis=(1, 2, 3))
+    assert np.abs(same).max() < 5 * SIGMA
+
+
+def test_no_word_comes_twice_in_an_array():
+    """The hash is one to one, so that no stretch of an array repeats another."""
+    words = np.asarray(random_words(jax.random.key(0), SHAPE))
+    assert len(np.unique(words)) == words.size
+
+
+def test_sums_over_rows_spread_as_those_of_independent_draws():
+    kept = np.asarray(drop(jnp.ones((500, 1000)), 0.1, jax.random.key(3)) > 0)
+    expected = 0.1 * 0.9 * np.array([1000, 500])
+    spread = np.array([kept.sum(axis=1).var(), kept.sum(axis=0).var()])
+    # A variance estimated from n values is off by √(2/n), about.
+    assert (np.abs(spread / expected - 1) < 4 * np.sqrt([2 / 500, 2 / 1000])).all()
+
+
+def test_the_same_words_fall_to_a_part_whatever_the_rest_is():
+    """Rows are numbered from the first on: more rows change nothing of them."""
+    few = random_words(jax.random.key(0), (3, 5))
+    many = random_words(jax.random.key(0), (8, 5))
+    np.testing.assert_array_equal(few, many[:3])
