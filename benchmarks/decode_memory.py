@@ -26,10 +26,12 @@ import tyro
 from transformer_jax.config import SearchConfig, sized_model
 from transformer_jax.models.functions import init_params
 from transformer_jax.models.transformer import Transformer
-from transformer_jax.search.beams import Beams
+from transformer_jax.search.beams import Beams, Job
 from transformer_jax.trainer.reporting import environment
 from transformer_jax.translation import slots
+from transformer_jax.translation.engine import MOST_WAITING
 from transformer_jax.translation.methods import SearchPlan
+from transformer_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,21 @@ def num_bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def waiting_sentences(
+    args: Args, model: Transformer, plan: SearchPlan, params: Params
+) -> slots.Slots:
+    """Shapes of the sentences that wait, encoded, for a slot."""
+    rows = min(args.sentences, MOST_WAITING)
+    ids = jax.ShapeDtypeStruct((rows, args.source_length), jnp.int32)
+    first, limits = (
+        jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, 1), (rows,))
+    )
+    prepare = functools.partial(
+        slots.prepare, model=model, plan=plan, length=args.source_length
+    )
+    return jax.eval_shape(prepare, params, ids, ids, Job(first, limits))
+
+
 def measure(args: Args) -> dict[str, int]:
     """Bytes of each part, and together."""
     model = Transformer(
@@ -84,14 +101,18 @@ def measure(args: Args) -> dict[str, int]:
     grow = functools.partial(slots.resize, length=args.target_length)
     whole = jax.eval_shape(grow, short.beams.cache)
     state = short._replace(beams=short.beams._replace(cache=whole))
-    enough = jax.ShapeDtypeStruct((), jnp.int32)
-    lowered = slots.advance.lower(params, state, enough, model=model, plan=plan)
+    waiting = waiting_sentences(args, model, plan, params)
+    places, enough = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2,), ()))
+    lowered = slots.advance.lower(
+        params, state, waiting, places, enough, model=model, plan=plan
+    )
     analysis: Any = lowered.compile().memory_analysis()
     beams: Beams = state.beams
     cache = num_bytes(beams.cache)
     numbers = {
         "weights": num_bytes(params),
         "memory_of_sources": num_bytes(state.memory),
+        "waiting_sentences": num_bytes(waiting),
         "cache": cache,
         "histories": num_bytes(state.beams) - cache,
         "temporary": analysis.temp_size_in_bytes,

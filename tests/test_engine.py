@@ -165,7 +165,7 @@ def test_devices_share_a_queue(search):
     alone = found_by(make_decoder(search), sentences)
     decoders = [make_decoder(search, device=each) for each in jax.devices()[:3]]
     queue = deque(sentences)
-    found = sorted(side_by_side([each.run(queue) for each in decoders]))
+    found = sorted(side_by_side([each.run(queue, sharing=3) for each in decoders]))
     chex.assert_trees_all_equal([each.result for each in found], alone)
 
 
@@ -189,8 +189,9 @@ def test_results_come_while_others_are_waiting():
     assert len(queue) > len(LENGTHS)
 
 
-def test_a_decoder_starts_anew_where_a_run_was_left():
-    decoder, sentences = make_decoder(GREEDY), make_sentences()
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_decoder_starts_anew_where_a_run_was_left(width):
+    decoder, sentences = make_decoder(GREEDY, width=width), make_sentences()
     straight = found_by(decoder, sentences)
     next(decoder.run(deque(sentences[::-1])))
     chex.assert_trees_all_equal(found_by(decoder, sentences), straight)

@@ -1,8 +1,8 @@
 """Continuous batching: new sentences take the places of those that are done.
 
-A device has B slots with one sentence each. P sentences at a time are encoded, and wait
-until one is done and leaves its slot to the next; when none waits, the device comes
-back with what it has found, and for more.
+A device has B slots with one sentence each. P others are encoded, and wait until some
+are done and leave their slots to them. When none waits, or the cache is too short for a
+sentence, the device comes back with what it has found.
 """
 
 import threading
@@ -117,7 +117,8 @@ class Decoder:
         While some are handed out, the device goes on with the others.
         """
         # An earlier run moved together at its end, or was not read to its end.
-        if len(self.sentences) < self.slots or any(self.sentences):
+        busy = any(self.sentences) or self.taken < len(self.waiting)
+        if busy or len(self.sentences) < self.slots:
             self._clear()
         done: list[Found] = []
         while True:
@@ -130,6 +131,7 @@ class Decoder:
             report = jax.device_get(report)
             done = self._take_done(report)
             self._fit(int(report.longest), more=bool(queue))
+        self.encoded = self.offer = None  # their memory
         yield from done
 
     def _clear(self) -> None:
@@ -159,6 +161,7 @@ class Decoder:
         if not self.waiting:
             return
         rows = self.most_waiting
+        self.encoded = None  # before the next ones take its memory
         self.encoded = prepare(
             self.params,
             *stacked(self.waiting, rows=rows, longest=self.length),
@@ -167,7 +170,6 @@ class Decoder:
             plan=self.plan,
             length=self.length,
         )
-        self.offer = self._offer()
 
     def _enough(self, more: bool) -> int:
         """Sentences that may be alive when the device comes back."""
@@ -192,7 +194,6 @@ class Decoder:
             kept = (running + free)[: slots // 4]
             self.sentences = [self.sentences[i] for i in kept]
             self.state = move(self.state, np.array(kept, np.int32))
-            self.offer = self._offer()
         if length != room:
             beams = self.state.beams
             beams = beams._replace(cache=resize(beams.cache, length=length))
@@ -214,6 +215,8 @@ class Decoder:
 
     def _advance(self, *, more: bool) -> Report:
         """Goes on until all who wait are taken in, and enough are done."""
+        self.offer = None  # before the next one takes its memory
+        self.offer = self._offer()
         self.state, report = advance(
             self.params,
             self.state,

@@ -85,7 +85,7 @@ class Report(NamedTuple):
     """Of a search in blocks; by ticket too."""
 
 
-class Progress(NamedTuple):
+class Stand(NamedTuple):
     """Where `advance` stands."""
 
     slots: Slots
@@ -183,11 +183,11 @@ def advance(
         # Where the cache is whole, only guesses beyond the last place lack room.
         return jnp.bool_(room >= plan.max_length) | (longest(beams) < room)
 
-    def going_on(now: Progress) -> Array:
+    def going_on(now: Stand) -> Array:
         wanted = (now.taken < places[1]) | (alive(now.slots.beams).sum() > enough)
         return wanted & has_room(now.slots.beams)
 
-    def go_on(now: Progress) -> Progress:
+    def go_on(now: Stand) -> Stand:
         now = _take_in(now, waiting, places[1], offer and offer.choice)
         most = jnp.where(now.taken < places[1], _count(state) - free, enough)
         slots = _search_while(
@@ -201,7 +201,7 @@ def advance(
         )
         return now._replace(slots=slots)
 
-    start = _first_progress(state, waiting, places[0], offer and offer.choice)
+    start = _first_stand(state, waiting, places[0], offer and offer.choice)
     end = jax.lax.while_loop(going_on, go_on, start)
     delivered = replace_sentences(end.delivered, _results(end.slots), end.tickets)
     beams = end.slots.beams
@@ -209,15 +209,15 @@ def advance(
     return end.slots, report
 
 
-def _first_progress(
+def _first_stand(
     state: Slots, waiting: Slots, first: Array, choice: Choice | None
-) -> Progress:
+) -> Stand:
     """Nobody has been taken in yet."""
     count = _count(state) + _count(waiting)
     delivered = jax.tree.map(
         lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), _results(state)
     )
-    return Progress(
+    return Stand(
         slots=state,
         tickets=jnp.arange(_count(state), dtype=jnp.int32),
         taken=first.astype(jnp.int32),
@@ -226,34 +226,32 @@ def _first_progress(
     )
 
 
-def _take_in(
-    now: Progress, waiting: Slots, end: Array, choice: Choice | None
-) -> Progress:
-    """Gives free slots, as many as `free_at_least`, to sentences that wait, those up to
-    the place `end`; what was found in these slots is delivered."""
+def _take_in(now: Stand, waiting: Slots, end: Array, choice: Choice | None) -> Stand:
+    """Gives free slots, `free_at_least` of them at most, to sentences that wait, up to
+    the one before `end`; what was found in these slots is delivered."""
     slots, count = now.slots, _count(now.slots)
     free = ~alive(slots.beams)
-    places = jnp.argsort(~free, stable=True)[: free_at_least(count)]  # free ones first
-    new = now.taken + jnp.arange(len(places), dtype=jnp.int32)
-    fits = free[places] & (new < end)
+    into = jnp.argsort(~free, stable=True)[: free_at_least(count)]  # free ones first
+    new = now.taken + jnp.arange(len(into), dtype=jnp.int32)
+    fits = free[into] & (new < end)
     nowhere = count + _count(waiting)
 
-    left = jnp.where(fits, now.tickets[places], nowhere)
-    found = jax.tree.map(lambda x: x[places], _results(slots))
+    left = jnp.where(fits, now.tickets[into], nowhere)
+    found = jax.tree.map(lambda x: x[into], _results(slots))
     delivered = replace_sentences(now.delivered, found, left)
 
-    places = jnp.where(fits, places, count)
+    into = jnp.where(fits, into, count)
     cache = slots.beams.cache
     coming = jax.tree.map(lambda x: x.at[new].get(mode="clip"), waiting)
     slots = slots._replace(beams=slots.beams._replace(cache=None))
-    slots = replace_sentences(slots, coming, places)
+    slots = replace_sentences(slots, coming, into)
     allowed = now.allowed
     if choice is not None:
         theirs = choice.allowed.at[count + new].get(mode="clip")
-        allowed = replace_sentences(allowed, theirs, places)
-    return Progress(
+        allowed = replace_sentences(allowed, theirs, into)
+    return Stand(
         slots=slots._replace(beams=slots.beams._replace(cache=cache)),
-        tickets=now.tickets.at[places].set(count + new, mode="drop"),
+        tickets=now.tickets.at[into].set(count + new, mode="drop"),
         taken=now.taken + fits.sum(dtype=jnp.int32),
         delivered=delivered,
         allowed=allowed,
