@@ -68,7 +68,7 @@ class Args:
 
 
 def drawn(reference: str, count: int, tokenizer: Tokenizer, seed: str) -> list[str]:
-    """Up to `count` phrases of the reference that the tokenizer can write."""
+    """Up to `count` different phrases of the reference that the tokenizer can write."""
     draw, words = random.Random(seed), reference.split()
     free, found = set(range(len(words))), []
     places = [(start, size) for start in range(len(words)) for size in (1, 2)]
@@ -76,8 +76,9 @@ def drawn(reference: str, count: int, tokenizer: Tokenizer, seed: str) -> list[s
     for start, size in places:
         taken = range(start, start + size)
         text = " ".join(words[start : start + size])
+        new = text not in found and free.issuperset(taken)
         known = tokenizer.unk_id not in tokenizer.encode_target(text)
-        if len(found) < count and free.issuperset(taken) and known:
+        if len(found) < count and new and known:
             free.difference_update(taken)
             found.append(text)
     return found

@@ -21,7 +21,7 @@ from transformer_jax.search.beams import FREE
 from transformer_jax.search.greedy import greedy_search
 from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model
 from transformer_jax.translation import slots
-from transformer_jax.translation.engine import Decoder, Sentence
+from transformer_jax.translation.engine import Decoder, Sentence, stacked_jobs
 from transformer_jax.translation.methods import SearchPlan, constraints_of
 
 EOS, START, MAX_LENGTH, WIDTH = 2, 1, 24, 4
@@ -126,7 +126,14 @@ def lowered(plan: SearchPlan) -> str:
     made_for: dict[str, Any] = {"model": model, "plan": plan}
     empty = functools.partial(slots.empty_slots, slots=2, length=16, **made_for)
     state = jax.eval_shape(empty, params)
-    return slots.advance.lower(params, state, np.int32(0), **made_for).as_text()
+    ids, job = np.zeros((2, 16), np.int32), stacked_jobs([], rows=2, plan=plan)
+    prepare = functools.partial(slots.prepare, length=16, **made_for)
+    waiting = jax.eval_shape(prepare, params, ids, ids, job)
+    places = np.zeros(2, np.int32)
+    program = slots.advance.lower(
+        params, state, waiting, places, np.int32(0), **made_for
+    )
+    return program.as_text()
 
 
 @METHODS

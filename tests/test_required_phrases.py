@@ -299,19 +299,27 @@ def test_neighbours_change_no_bit():
     chex.assert_trees_all_equal(shuffled, jax.tree.map(lambda x: x[order], straight))
 
 
-def test_the_way_through_a_phrase_is_its_longest_beginning_that_was_said():
+@pytest.mark.parametrize("width", [1, 2, 5, 16])
+def test_the_way_through_a_phrase_is_its_longest_beginning_that_was_said(width):
     draw = np.random.default_rng(10)
-    asked = [
-        [tuple(draw.integers(1, 3, draw.integers(1, 6)).tolist()) for _ in range(4)]
-        for _ in range(20)
-    ]
-    said = draw.integers(1, 3, (20, 12))
+
+    def phrase() -> tuple[int, ...]:
+        """Two tokens at random, or a few again and again."""
+        period, size = draw.integers(1, width + 1, 2)
+        return tuple(np.resize(draw.integers(1, 3, period), size).tolist())
+
+    asked = [[phrase() for _ in range(4)] for _ in range(20)]
+    said = np.zeros((20, 12 + width), int)
+    for row, phrases in zip(said, asked, strict=True):
+        parts = [each[: draw.integers(1, 1 + len(each))] for each in phrases * 2]
+        row[:] = np.resize(np.concatenate(parts), row.shape)
     progress = first_progress(as_array(asked), beam_size=1)
     assert progress is not None
-    for length in range(1, 13):
+    chex.assert_shape(progress.borders, (20, 4, width, width))
+    for length in range(1, 1 + said.shape[1]):
         tokens = jnp.asarray(said[:, length - 1 : length])
-        matched = matched_after(progress, jnp.zeros_like(tokens), tokens)
-        progress = progress._replace(matched=matched)
+        matched = jax.jit(matched_after)(progress, jnp.zeros_like(tokens), tokens)
+        progress, held = progress._replace(matched=matched), np.asarray(matched)
         for sentence, phrases in enumerate(asked):
             so_far = tuple(said[sentence, :length].tolist())
             for place, phrase in enumerate(phrases):
@@ -320,4 +328,4 @@ def test_the_way_through_a_phrase_is_its_longest_beginning_that_was_said():
                 ]
                 whole = not lacks(so_far, [phrase])
                 expected = len(phrase) if whole else max(ends)
-                assert matched[sentence, 0, place] == expected
+                assert held[sentence, 0, place] == expected

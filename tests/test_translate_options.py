@@ -84,6 +84,24 @@ def test_other_line_counts_than_the_phrases_are_a_mistake(echo, tmp_path, capsys
     assert "phrases has 4 lines and the input has 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("trained", "words"),
+    [("greedy", []), ("beam", ["--method", "greedy"]), ("beam", ["--top-k", "5"])],
+)
+def test_phrases_without_beam_search_are_refused_at_once(
+    echo, tmp_path, capsys, trained, words
+):
+    echo.search = SearchConfig(method=trained)
+    (tmp_path / "phrases").write_text("\n\nx\n")
+    words = [*words, "--require", "phrases", "--output", "out.txt"]
+    assert translate("--input", "in.txt", *words) == 1
+    written = capsys.readouterr()
+    assert "only beam search" in written.err
+    assert not written.out
+    assert not echo.calls
+    assert not (tmp_path / "out.txt").exists()
+
+
 def test_json_tells_of_missing_phrases():
     lacking = Translation("a", 0.0, 0.0, (), (), hypotheses=(), missing=("b c",))
     (line,) = output_lines(lacking, 0, as_json=True, several=False)

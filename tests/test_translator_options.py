@@ -7,8 +7,10 @@ import pytest
 
 from transformer_jax.config import SearchConfig
 from transformer_jax.testing import NumberTokenizer, tiny_model
+from transformer_jax.translation.alignment import align
 from transformer_jax.translation.ensembles import Ensemble
 from transformer_jax.translation.phrases import (
+    asked_of_lines,
     banned_ids,
     prefix_ids,
     required_ids,
@@ -104,7 +106,7 @@ def test_translations_hold_their_phrases_and_have_room_for_them():
     found = ours.translate(LINES, phrases=PHRASES, **rest)
     plain = ours.translate(LINES, **rest)
     for line, phrases, one, other in zip(LINES, PHRASES, found, plain, strict=True):
-        assert not one.missing
+        assert one.missing == (() if line else tuple(filter(str.strip, phrases)))
         if not line:
             assert one.text == ""
         elif not phrases:
@@ -118,13 +120,37 @@ def test_translations_hold_their_phrases_and_have_room_for_them():
 def test_what_cannot_be_held_is_told(caplog):
     ours = make_translator()
     search = SearchConfig(**SEARCH, ban=("9", "6 7"))
-    phrases = [["8 9", "5"], ["5 6 7 8"], [], ["4"], ["3", "10"]]
+    phrases = [["8 9", "5"], ["5 6 7 8"], ["4", "", "5"], ["4"], ["3", "10"]]
     found = ours.translate(LINES, search=search, phrases=phrases, first_line=11)
-    missing = [("8 9",), ("5 6 7 8",), (), (), ("3",)]
+    missing = [("8 9",), ("5 6 7 8",), ("4", "5"), (), ("3",)]
     assert [each.missing for each in found] == missing
     assert "5" in found[0].tokens
-    assert "3 of 5 translations lack a phrase" in caplog.text
+    assert "4 of 5 translations lack a phrase" in caplog.text
     assert "line 11, which lacks '8 9'" in caplog.text
+    aligned = align(ours, LINES, found)
+    assert [each.missing for each in aligned] == missing
+
+
+def test_a_line_without_words_lacks_all_its_phrases(caplog):
+    (found,) = make_translator().translate([" "], phrases=[["4", " ", "5 6"]])
+    assert found.text == ""
+    assert found.missing == ("4", "5 6")
+    assert "1 of 1 translations lack a phrase" in caplog.text
+    assert "line 1, which lacks '4'" in caplog.text
+
+
+def test_bans_are_cut_once_for_all_lines(monkeypatch):
+    ours, cut = make_translator(), []
+    encode = ours.tokenizer.encode_target
+
+    def encode_target(text: str) -> list[int]:
+        cut.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(ours.tokenizer, "encode_target", encode_target)
+    rest: dict[str, Any] = {"prefixes": None, "phrases": [["4"], ["5"], ["6"]]}
+    asked_of_lines([1, 2, 3], ours.tokenizer, ("9", "6 7"), 100, **rest)
+    assert sorted(cut) == ["4", "5", "6", "6 7", "9"]
 
 
 def test_phrases_are_no_worse_for_a_shortlist_or_an_ensemble():
@@ -133,8 +159,8 @@ def test_phrases_are_no_worse_for_a_shortlist_or_an_ensemble():
         np.full((24, 1), 12, np.int32), np.array([2, 13, 14], np.int32), 24
     )
     found = ours.translate(LINES, phrases=PHRASES, shortlist=shortlist)
-    for phrases, one in zip(PHRASES, found, strict=True):
-        assert not one.missing
+    for line, phrases, one in zip(LINES, PHRASES, found, strict=True):
+        assert not (line and one.missing)
         allowed = {12, 13, 14, *map(int, " ".join(phrases).split())}
         assert {*map(int, one.text.split())} <= allowed
     params = ours.params, make_translator().params
@@ -154,6 +180,9 @@ def test_phrases_that_are_a_mistake():
         ours.translate(
             ["20"], phrases=[["4 5", "6 7 8 9"]], prefixes=["4 4 4 4"], first_line=7
         )
+    for given in (["red car"], "r", [""]):
+        with pytest.raises(ValueError, match="one text where a list of phrases"):
+            ours.translate(["20"], phrases=given)
     with pytest.raises(ValueError, match=r"to hold '5 2', in which there is"):
         required_ids(["5 2"], NumberTokenizer(), name="The translation of line 1")
     for method in ("greedy", "sampling"):

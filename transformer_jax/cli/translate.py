@@ -120,11 +120,14 @@ def run(args: Args) -> int:
             check_readable(path)
     read = (args.input or Path("/dev/stdin"), *beside)
     check_output(args.output, read=read)
+    from transformer_jax.translation.phrases import check_method
     from transformer_jax.translation.shortlist import Shortlist
     from transformer_jax.translation.translator import BATCH_TOKENS
 
     translator = _load(args)
     search = chosen_search(translator.search, args.search, n_best=args.n_best)
+    if args.require is not None:
+        check_method(search)
     aligned, shortlist = _aligner(args, translator), None
     if args.shortlist is not None:
         shortlist = Shortlist.load(args.shortlist)

@@ -236,15 +236,11 @@ def with_ended(
         divisors=divisors,
         coverage_penalty=coverage_penalty,
     )
-    finished, progress = beams.finished, beams.progress
-    if progress is not None:
-        finished, ended, progress = fewest_lacking(
-            finished, ended, first.parents, progress
-        )
+    if beams.progress is not None:
+        ended = fewest_lacking(beams.finished, ended, first.parents, beams.progress)
     return beams._replace(
-        finished=keep_best(finished, ended),
+        finished=keep_best(beams.finished, ended),
         num_finished=beams.num_finished + (ended.scores > -jnp.inf).sum(axis=-1),
-        progress=progress,
     )
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax.search.result import SearchResult
 from transformer_jax.types import Array
@@ -38,8 +39,6 @@ class Progress(NamedTuple):
     borders: Array
     """[B, C, W, W] bool, m down and n across: whether the first n tokens of the phrase
     are the last n of its first m."""
-    lacking: Array
-    """[B] int32: phrases that each of the finished targets lacks; they lack as many."""
 
 
 class Ways(NamedTuple):
@@ -57,20 +56,17 @@ def first_progress(phrases: Array | None, beam_size: int) -> Progress | None:
     if phrases is None:
         return None
     sentences, count, width = phrases.shape
-    rows = []
-    for m in range(width):
-        row = [
-            jnp.all(phrases[..., :n] == phrases[..., m - n : m], axis=-1)
-            if n <= m
-            else jnp.zeros((sentences, count), bool)
-            for n in range(width)
-        ]
-        rows.append(jnp.stack(row, axis=-1))
+    place = np.arange(width)
+    later = np.minimum(place[:, None] + place, width - 1)
+    same = phrases[..., None, :] == phrases[..., later]  # place i and, d behind, i + d
+    run = jnp.cumprod(same, axis=-1, dtype=jnp.int32) > 0
+    run = jnp.pad(run[..., :-1], [(0, 0)] * 3 + [(1, 0)], constant_values=True)
+    apart = place[:, None] - place  # m - n
+    borders = run[..., np.maximum(apart, 0), place] & (apart >= 0)[None, None]
     return Progress(
         phrases=phrases,
         matched=jnp.zeros((sentences, beam_size, count), jnp.int32),
-        borders=jnp.stack(rows, axis=-2),
-        lacking=jnp.zeros((sentences,), jnp.int32),
+        borders=borders,
     )
 
 
@@ -171,19 +167,17 @@ def shared_out(ways: Ways, progress: Progress, room: Array) -> Array:
 
 def fewest_lacking(
     old: SearchResult, new: SearchResult, parents: Array, progress: Progress
-) -> tuple[SearchResult, SearchResult, Progress]:
-    """The targets that had ended and those that end now, of `parents` [B, K]: what does
-    not lack the fewest phrases of all has score -inf."""
+) -> SearchResult:
+    """Of the targets that end now, of `parents` [B, K], what does not lack the fewest
+    phrases of all has score -inf.
+
+    Those that ended before, `old`, lack none: only at a sentence's last place may a
+    target end that lacks some.
+    """
     lacks = (progress.matched < sizes_of(progress)).sum(axis=-1)
     lacks = jnp.take_along_axis(lacks, parents, axis=1)
-    none = progress.phrases.shape[1] + 1
-    before = jnp.where(old.scores > -jnp.inf, progress.lacking[:, None], none)
-    now = jnp.where(new.scores > -jnp.inf, lacks, none)
-    fewest = jnp.minimum(before.min(axis=-1), now.min(axis=-1))
-
-    def kept(found: SearchResult, lacking: Array) -> SearchResult:
-        worse = lacking != fewest[:, None]
-        return found._replace(scores=jnp.where(worse, -jnp.inf, found.scores))
-
-    progress = progress._replace(lacking=fewest)
-    return kept(old, before), kept(new, now), progress
+    most = progress.phrases.shape[1]
+    fewest = jnp.where(new.scores > -jnp.inf, lacks, most).min(axis=-1)
+    fewest = jnp.where(jnp.any(old.scores > -jnp.inf, axis=-1), 0, fewest)
+    worse = lacks > fewest[:, None]
+    return new._replace(scores=jnp.where(worse, -jnp.inf, new.scores))

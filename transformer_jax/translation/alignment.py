@@ -188,4 +188,6 @@ def _with_links(translation: Translation, links: Sequence[Links]) -> Translation
         dataclasses.replace(each, alignment=alignment)
         for each, alignment in zip(translation.hypotheses, links, strict=True)
     ]
-    return as_translation(tuple(hypotheses), truncated=translation.truncated)
+    return as_translation(
+        tuple(hypotheses), truncated=translation.truncated, missing=translation.missing
+    )

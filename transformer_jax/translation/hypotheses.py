@@ -99,7 +99,7 @@ def least_risk(
 def as_translation(
     hypotheses: tuple[Hypothesis, ...],
     *,
-    truncated: bool,
+    truncated: bool = False,
     missing: tuple[str, ...] = (),
 ) -> Translation:
     """The best of the hypotheses, and all of them; without any, an empty one."""
@@ -114,18 +114,15 @@ def as_translation(
     )
 
 
-def warn_of_missing(
-    translations: Sequence[Translation | None], first_line: int
-) -> None:
+def warn_of_missing(translations: Sequence[Translation], first_line: int) -> None:
     """Says how many lack phrases."""
-    lacking = [i for i, each in enumerate(translations) if each and each.missing]
+    lacking = [i for i, each in enumerate(translations) if each.missing]
     if lacking:
-        first = translations[lacking[0]]
         logger.warning(
             "%d of %d translations lack a phrase that they were to hold. The first is "
             "that of line %d, which lacks %r.",
             len(lacking),
             len(translations),
             first_line + lacking[0],
-            first and first.missing[0],
+            translations[lacking[0]].missing[0],
         )

@@ -8,26 +8,28 @@ from transformer_jax.data.tokenizer import Tokenizer
 
 def asked_of_lines(
     numbers: Sequence[int],
-    asked: tuple[Sequence[str | None] | None, Sequence[Sequence[str]] | None],
     tokenizer: Tokenizer,
-    *,
     ban: Sequence[str],
     positions: int,
+    *,
+    prefixes: Sequence[str | None] | None,
+    phrases: Sequence[Sequence[str]] | None,
 ) -> tuple[list[tuple[int, ...]], list[dict[str, tuple[int, ...]]]]:
     """Prefixes and phrases that are asked of the lines with these `numbers` → the ids
     of each line's prefix, and of its phrases by their text; both must find room in the
     `positions` that the model knows."""
-    for given, name in zip(asked, ("prefixes", "lists of phrases"), strict=True):
+    for given, name in ((prefixes, "prefixes"), (phrases, "lists of phrases")):
         if given is not None and len(given) != len(numbers):
             raise ValueError(
                 f"There are {len(numbers)} lines and {len(given)} {name}: give one for "
                 "each line, None or an empty one where a translation is free."
             )
-    prefixes, phrases = asked
-    prefixes, phrases = (
-        prefixes or [None] * len(numbers),
-        phrases or [()] * len(numbers),
-    )
+    prefixes = prefixes or [None] * len(numbers)
+    phrases = phrases or [()] * len(numbers)
+    banned: list[tuple[int, ...]] = []
+    if any(phrases):
+        singles, sequences = banned_ids(ban, tokenizer)
+        banned = [*((each,) for each in singles), *sequences]
     forced, required = [], []
     for number, text, texts in zip(numbers, prefixes, phrases, strict=True):
         name = f"The prefix of line {number}"
@@ -39,7 +41,7 @@ def asked_of_lines(
                 "positions, one of them for the end: shorten it."
             )
         name = f"The translation of line {number}"
-        required.append(required_ids(texts, tokenizer, ban, name=name))
+        required.append(required_ids(texts, tokenizer, banned, name=name))
         pieces += sum(map(len, required[-1].values()))
         if pieces >= positions:
             raise ValueError(
@@ -103,19 +105,26 @@ def prefix_width(prefixes: Sequence[Sequence[int]]) -> int:
 
 
 def required_ids(
-    texts: Sequence[str], tokenizer: Tokenizer, ban: Sequence[str] = (), *, name: str
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    banned: Sequence[Sequence[int]] = (),
+    *,
+    name: str,
 ) -> dict[str, tuple[int, ...]]:
     """The ids of each phrase that a target must hold; blank ones are left out.
 
     One that cannot be written has none: where the tokenizer does not know a character
-    of it, or `ban` forbids it.
+    of it, or it holds what is `banned`.
 
     >>> from transformer_jax.testing import NumberTokenizer
     >>> required_ids(["7 8", "", "9 3"], NumberTokenizer(), name="Line 1")
     {'7 8': (7, 8), '9 3': ()}
     """
-    singles, sequences = banned_ids(ban, tokenizer)
-    banned = [*((each,) for each in singles), *sequences]
+    if isinstance(texts, str):
+        raise ValueError(
+            f"{name} is to hold {texts!r}, one text where a list of phrases belongs: "
+            f"give a list for each line, here [{texts!r}]."
+        )
     found = {}
     for text in texts:
         if not text.strip():
@@ -166,11 +175,16 @@ def checked_shape(
     count = max((len(each) for each in phrases), default=0)
     if not count:
         return None
+    check_method(search)
+    width = max(len(phrase) for each in phrases for phrase in each)
+    return 1 << (count - 1).bit_length(), 1 << (width - 1).bit_length()
+
+
+def check_method(search: SearchConfig) -> None:
+    """Raises ValueError for searches that know no phrases."""
     if search.method != "beam":
         raise ValueError(
             "There are phrases that translations must hold, and method is "
             f"{search.method}: only beam search goes several ways at once, to find "
             "room for them. Choose method beam, or leave out the phrases."
         )
-    width = max(len(phrase) for each in phrases for phrase in each)
-    return 1 << (count - 1).bit_length(), 1 << (width - 1).bit_length()

@@ -152,11 +152,11 @@ class Translator:
         numbers = range(first_line, first_line + len(lines))
         tokenizer, known = self.tokenizer, self.model.config.num_positions
         forced, required = asked_of_lines(
-            numbers, (prefixes, phrases), tokenizer, ban=search.ban, positions=known
+            numbers, tokenizer, search.ban, known, prefixes=prefixes, phrases=phrases
         )
         sources = [self.source_ids(line) for line in lines]
         cut = self._too_long(sources, first_line)
-        found: list[Translation | None] = [None] * len(lines)
+        found = [as_translation((), missing=(*asked,)) for asked in required]
         places = [i for i, source in enumerate(sources) if len(source)]
         with _updating(progress, len(lines)) as update:
             update(len(lines) - len(places))
@@ -177,7 +177,7 @@ class Translator:
                 )
                 update(1)
         warn_of_missing(found, first_line)
-        return [each or as_translation((), truncated=False) for each in found]
+        return found
 
     def _too_long(self, sources: Sequence[np.ndarray], first_line: int) -> set[int]:
         """Places of those that are to be cut; warns of them."""
@@ -281,14 +281,14 @@ class Translator:
     ) -> Sentence:
         """What is asked of one source."""
         words = len(inputs) - self.model.config.source_specials
-        required, candidates = [*itertools.chain(*phrases)], None
+        pieces, candidates = [*itertools.chain(*phrases)], None
         if shortlist is not None:
             eos_id = self.tokenizer.eos_id
-            candidates = shortlist.of_sentence(inputs, eos_id, *required)
+            candidates = shortlist.of_sentence(inputs, eos_id, *pieces)
         return Sentence(
             index,
             inputs,
-            self._max_target(words, search, len(prefix) + len(required)),
+            self._max_target(words, search, len(prefix) + len(pieces)),
             tuple(prefix),
             draw=draw,
             candidates=candidates,
