@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformer_jax.models.functions import init_params
 from transformer_jax.testing import tiny_batch, tiny_model, tiny_model_config
 from transformer_jax.trainer.effort import Effort
 from transformer_jax.trainer.profiling import Profiler
+from transformer_jax.trainer.progress import Stopwatch
 from transformer_jax.training.flops import (
     PEAK_FLOPS,
     forward_flops,
@@ -134,7 +136,7 @@ def test_effort_is_a_share_of_time_and_of_the_peak():
 
 
 def test_a_trace_is_written_that_viewers_open(tmp_path):
-    profiler = Profiler(tmp_path, "2:3")
+    profiler = Profiler(tmp_path, "2:3", Stopwatch())
     step = jax.jit(lambda x: x @ x)
     x = jnp.ones((8, 8))
     folders = []
@@ -148,6 +150,26 @@ def test_a_trace_is_written_that_viewers_open(tmp_path):
     (path,) = folders[2].rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     assert sum(event.get("name") == "train" for event in events) == 2
+
+
+def test_starting_and_writing_a_trace_is_no_time_in_updates(monkeypatch, tmp_path):
+    watch, called = Stopwatch(), []
+
+    def stands_still(*_, **__):
+        called.append(watch.seconds())
+        time.sleep(0.01)
+        assert watch.seconds() == called[-1]
+
+    monkeypatch.setattr(jax.profiler, "start_trace", stands_still)
+    monkeypatch.setattr(jax.profiler, "stop_trace", stands_still)
+    profiler = Profiler(tmp_path, "1:1", watch)
+    with profiler.update(1):
+        time.sleep(0.01)
+    assert profiler.done(1, jnp.ones(())) == profiler.folder
+    assert called[1] - called[0] > 0.005
+    before = watch.seconds()
+    time.sleep(0.01)
+    assert watch.seconds() > before
 
 
 def test_operations_carry_the_names_that_a_reader_of_a_trace_looks_for():

@@ -120,7 +120,8 @@ class Run:
         self.earlier = self.progress.copy()
         devices = self.engine.mesh.local_devices
         self.effort = Effort(self.config.model, devices)
-        self.profiler = Profiler(store.workdir, self.config.train.profile)
+        traced = self.config.train.profile if is_main_process() else ""
+        self.profiler = Profiler(store.workdir, traced, self.update_watch)
 
     def go(self) -> TrainResult:
         """Trains until the steps are done, patience runs out, or a signal comes."""
