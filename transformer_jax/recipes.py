@@ -16,10 +16,12 @@ MAY_CHANGE = (
     r"train\.(steps|checkpoint_every|evaluate_every|log_every)",
     r"train\.(keep_checkpoints|patience|max_bad_steps|curves|profile)",
     r"(evaluation|search|parallel)\..*",
+    r"model\.(attention|remat)",
     r"data\.(dir|prepared_dir|(train|dev)_(source|target)|num_workers)",
 )
 """Settings that may differ when a run is started again: none changes what an update
-computes, as long as the rows of a batch divide over the mesh (else a batch has fewer).
+computes but for rounding, as long as the rows of a batch divide over the mesh (else a
+batch has fewer).
 Files may lie elsewhere: what they hold is part of the data position. Schedules carry
 their own horizon, so `steps` is among them."""
 
