@@ -19,7 +19,7 @@ from transformer_jax.data.examples import Example
 from transformer_jax.models import Transformer
 from transformer_jax.models.functions import init_params
 from transformer_jax.testing import tiny_batch, tiny_model, tiny_model_config
-from transformer_jax.trainer.effort import Effort
+from transformer_jax.trainer.effort import Effort, share_of_work
 from transformer_jax.trainer.profiling import Profiler
 from transformer_jax.trainer.progress import Stopwatch
 from transformer_jax.training.flops import (
@@ -133,6 +133,32 @@ def test_effort_is_a_share_of_time_and_of_the_peak():
     assert values["mfu"] == pytest.approx(flops / 0.5 / 275e12)
     assert 0 < values["waiting"] < 0.1
     assert effort.take(1.0) == {"waiting": 0.0, "mfu": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes", "share"),
+    [
+        ((4, 1, 1), [0, 0, 0, 0], 1),
+        ((4, 1, 1), [0, 0, 1, 1], 1),
+        ((2, 1, 2), [0, 0, 1, 1], 1),
+        ((1, 1, 4), [0, 0, 1, 1], 1 / 2),  # both hold all rows
+        ((1, 1, 4), [0, 1, 1, 1], 1 / 4),
+        ((2, 1, 2), [0, 1, 0, 1], 1 / 2),
+    ],
+)
+def test_rows_that_processes_share_are_counted_once(shape, processes, share):
+    devices = [SimpleNamespace(process_index=process) for process in processes]
+    mesh: Any = SimpleNamespace(
+        devices=np.array(devices).reshape(shape),
+        shape=dict(zip(("data", "fsdp", "tensor"), shape, strict=True)),
+    )
+    assert share_of_work(mesh) == share
+    device = SimpleNamespace(platform="tpu", device_kind="TPU v4")
+    config, batch = tiny_model_config(), tiny_batch()
+    effort = Effort(config, [device], share)
+    effort.add(batch)
+    flops = train_flops(config, work_of(batch))
+    assert effort.take(1.0)["mfu"] == pytest.approx(share * flops / 275e12)
 
 
 def test_a_trace_is_written_that_viewers_open(tmp_path):
