@@ -159,9 +159,15 @@ def may_change(name: str) -> bool:
 
 
 def check_same_run(old: Config, new: Config, workdir: Path) -> None:
-    """Raises when `new` cannot go on with the run that `old` began in `workdir`."""
+    """Raises when `new` cannot go on with the run that `old` began in `workdir`.
+
+    Lengths of buckets, whose default has changed, are nothing to runs that pack.
+    """
+    idle = {"data.bucket_lengths"} if old.data.batching == "pack" else set()
     changes = [
-        change for change in changed_settings(old, new) if not may_change(change.name)
+        change
+        for change in changed_settings(old, new)
+        if not may_change(change.name) and change.name not in idle
     ]
     if not changes:
         return
