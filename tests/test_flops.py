@@ -90,6 +90,7 @@ def test_work_is_counted_by_sentence_whatever_the_rows():
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H200", 989),
         ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA L40S", 362),
         ("Tesla V100-SXM2-16GB", 125),
         ("TPU v3", 61.5),
         ("TPU v4", 275),
