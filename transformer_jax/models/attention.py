@@ -17,15 +17,12 @@ from transformer_jax.models.fused_attention import (
     fused_attention,
     has_fused_kernel,
 )
-from transformer_jax.models.masks import Segments
+from transformer_jax.models.masks import NEG_INF, Segments
 from transformer_jax.models.products import rows_product
 from transformer_jax.types import Array
 
 CHUNKED_LENGTH = 512
 """Rows longer than this are attended to in chunks, unless a fused kernel does it."""
-
-NEG_INF = -1e30
-"""Finite, so that a row with nothing to attend to gives no NaN."""
 
 
 class KeyValue(NamedTuple):
