@@ -1,6 +1,6 @@
 """What each way of doing the same costs: the measurements behind the defaults.
 
-python benchmarks/train_choices.py attention programs layers projections dropout long \
+python benchmarks/train_choices.py attention programs layers projections long \
     --output benchmarks/results/train_choices.json
 
 - attention: forward and gradients, all weights at once and in chunks, over lengths;
@@ -8,8 +8,7 @@ python benchmarks/train_choices.py attention programs layers projections dropout
   with and without scan_layers;
 - layers: seconds to compile a train step, and to run it, with and without scan_layers;
 - projections: queries, keys and values by three products or by one, with gradients;
-- long: a train step of the tiny model on one row of 8 192 source and target tokens;
-- dropout: train steps with the random bits of threefry, rbg and unsafe_rbg.
+- long: a train step of the tiny model on one row of 8 192 source and target tokens.
 
 Ways are timed in turns; numbers are medians, and compilation is not in them unless they
 say so. Results are added to those that the file holds, each as soon as it is there.
@@ -55,9 +54,7 @@ class Args:
 
     what: Annotated[
         tuple[
-            Literal[
-                "attention", "programs", "layers", "projections", "dropout", "long"
-            ],
+            Literal["attention", "programs", "layers", "projections", "long"],
             ...,
         ],
         tyro.conf.Positional,
@@ -66,7 +63,7 @@ class Args:
     output: Path
     """JSON file for the numbers."""
     sizes: tuple[str, ...] = ("tiny", "small", "base")
-    """Of the models, for projections and dropout."""
+    """Of the models, for projections."""
     repeats: int = 5
     """Runs of each way, besides a first that is not counted."""
 
@@ -118,7 +115,7 @@ def attention(args: Args) -> Iterator[tuple[str, Times]]:
                 yield name, in_turns(runs, args.repeats)
 
 
-def steps(impl: str = "threefry2x32", *, rows: int, length: int, size: str, **settings):
+def steps(*, rows: int, length: int, size: str, **settings):
     """Seconds to compile a train step, and the step as a function of nothing."""
     config = sized_model(
         size,
@@ -139,7 +136,7 @@ def steps(impl: str = "threefry2x32", *, rows: int, length: int, size: str, **se
         target_width=length,
         vocab_size=VOCAB_SIZE,
     )
-    rng = jax.random.key(1, impl=impl)
+    rng = jax.random.key(1)
     start = time.perf_counter()
     compiled = step.lower(held[0], batch, rng).compile()
     seconds = time.perf_counter() - start
@@ -223,18 +220,6 @@ def projections(args: Args) -> Iterator[tuple[str, Times]]:
             yield point, in_turns(runs, 4 * args.repeats)
 
 
-def dropout(args: Args) -> Iterator[tuple[str, Times]]:
-    """2 048 tokens (base: 512), with dropout of 0.1, and without for comparison."""
-    for size in args.sizes:
-        rows = 4 if size == "base" else 16
-        runs = {
-            impl: steps(impl, rows=rows, length=128, size=size)[1]
-            for impl in ("threefry2x32", "rbg", "unsafe_rbg")
-        }
-        runs["none"] = steps(rows=rows, length=128, size=size, dropout=0.0)[1]
-        yield size, in_turns(runs, args.repeats)
-
-
 def long(args: Args) -> Iterator[tuple[str, Times]]:
     """Attention as auto chooses it: in chunks, on a CPU."""
     del args  # half a minute each
@@ -249,7 +234,6 @@ def main(args: Args) -> None:
         "programs": programs,
         "layers": layers,
         "projections": projections,
-        "dropout": dropout,
         "long": long,
     }
     known = json.loads(args.output.read_text()) if args.output.exists() else {}

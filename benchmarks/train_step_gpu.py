@@ -8,12 +8,8 @@ update, whatever the length. Parameters and Adam are float32; products are bfloa
 two take turns; medians are kept; compilation is not counted.
 
 MFU is the share of the device's dense bfloat16 peak that goes into the model's own
-products: three times those of the forward pass (the backward pass has two for each),
-
-    source token:  L_e (8 D² + 4 D F + 4 S D) + L_d 4 D²
-    target token:  L_d (12 D² + 4 D F + 4 T D + 4 S D) + 2 D V
-
-with L_e and L_d layers. Masked attention counts in full, recomputed products do not.
+products, counted as in `transformer_jax/training/flops.py`: masked attention counts in
+full, recomputed products do not.
 """
 
 import gc
@@ -27,25 +23,15 @@ import numpy as np
 
 from transformer_jax.config import ModelConfig, OptimizerConfig, sized_model
 from transformer_jax.data.batching import Batch
+from transformer_jax.training.flops import peak_flops, train_flops, work_of
 
 LENGTHS = (32, 64, 256, 1024)
 PLACES = 32_768
 VOCABULARY = 32_768
 REPEATS, UPDATES = 7, 5
 """Timings, and updates in each."""
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
-"""Dense bfloat16 operations a second, by a part of the device's name (makers' data)."""
 OPTIMIZER = OptimizerConfig(schedule="constant", warmup_steps=0, learning_rate=1e-4)
 SMOOTHING = 0.1
-
-
-def step_operations(model: ModelConfig, rows: int, S: int, T: int) -> float:
-    """Operations (two for a multiply-add) of one update, by the formula above."""
-    D, F, V = model.d_model, model.d_ff, model.target_vocab_size
-    encoder, decoder = model.num_encoder_layers, model.num_decoder_layers
-    source = encoder * (8 * D * D + 4 * D * F + 4 * S * D) + decoder * 4 * D * D
-    target = decoder * (12 * D * D + 4 * D * F + 4 * (T + S) * D) + 2 * D * V
-    return 3.0 * rows * (S * source + T * target)
 
 
 def random_batch(rows: int, length: int, vocab_size: int) -> Batch:
@@ -106,7 +92,7 @@ def measure_length(
                 peer.update(0)
             peer.step(0)
             seconds[name].append((time.perf_counter() - start) / UPDATES)
-    operations = step_operations(model, rows, length, length)
+    operations = train_flops(model, work_of(batch))
     for name, each in seconds.items():
         median = statistics.median(each)
         numbers[name] |= {
@@ -131,7 +117,7 @@ def measure_gpu(sizes: Sequence[str], *, smoke: bool) -> dict[str, Any]:
             "install both for the GPU, or look at --smoke."
         )
     kind = jax.devices()[0].device_kind
-    peak = next((PEAKS[name] for name in PEAKS if name in kind), None)
+    peak = peak_flops(jax.devices()[:1])
     found: dict[str, Any] = {}
     ratios: dict[str, dict[str, float]] = {}
     for size in sizes[:1] if smoke else sizes:

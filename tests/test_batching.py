@@ -157,6 +157,12 @@ def test_rows_fill_the_budget_in_whole_multiples():
     assert batch_shapes(Config(data=packed), rows_multiple=3) == [(15, 64, 64)]
 
 
+def test_default_lengths_suit_the_fused_kernel():
+    """It takes even lengths alone."""
+    data = Config().data
+    assert not [n for n in (*data.bucket_lengths, data.pack_length) if n % 2]
+
+
 def test_a_budget_too_small_for_the_devices_names_the_way_out():
     with pytest.raises(ValueError, match=r"batch_tokens.* at least 1024"):
         num_rows(1000, length=128, rows_multiple=8)

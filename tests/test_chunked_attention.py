@@ -186,9 +186,14 @@ def test_the_kernel_gives_the_plain_path(case):
 
 
 def test_the_path_follows_from_setting_length_and_need():
-    def path(length=64, *, weights=False, kernel=False, **settings):
-        config = tiny_model_config(**settings)
-        return attention_path(config, (length, length), weights=weights, kernel=kernel)
+    def path(length=64, *, weights=False, kernel=False, training=False, **settings):
+        return attention_path(
+            tiny_model_config(**settings),
+            (length, length),
+            weights=weights,
+            kernel=kernel,
+            training=training,
+        )
 
     long = attention.CHUNKED_LENGTH + 1
     assert path() == "plain"
@@ -199,8 +204,23 @@ def test_the_path_follows_from_setting_length_and_need():
     assert path(attention="chunked", weights=True) == "plain"
     assert path(long, attention="plain", kernel=True) == "plain"
     assert path(attention="fused", kernel=True) == "fused"
+    assert path(attention="fused") == path() == "plain"
+    assert path(long, attention="fused") == path(long) == "chunked"
     with pytest.raises(ValueError, match="no kernel is there"):
-        path(attention="fused")
+        path(attention="fused", training=True)
+
+
+def test_a_model_trained_with_the_kernel_translates_without(monkeypatch):
+    monkeypatch.setattr(attention, "has_fused_kernel", lambda *_: False)
+    batch, losses = tiny_batch(), []
+    for kind in ("plain", "fused"):
+        model, params = tiny_model(attention=kind)
+        objective = make_objective(model, 0.1, deterministic=True)
+        losses.append(objective(params, batch, None)[0])
+    assert losses[0] == losses[1]
+    training = make_objective(model, 0.1, deterministic=False)
+    with pytest.raises(ValueError, match="no kernel is there"):
+        jax.eval_shape(training, params, batch, jax.random.key(0))
 
 
 def test_a_model_in_chunks_gives_the_same_loss_and_gradients(monkeypatch):

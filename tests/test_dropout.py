@@ -1,11 +1,16 @@
 """The bits that dropout draws: fair, and unlike those of neighbours and other keys."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer_jax.models import dropout
 from transformer_jax.models.dropout import drop, random_words
+from transformer_jax.testing import tiny_batch, tiny_model
+from transformer_jax.training.objectives import make_objective
 
 SHAPE = (64, 32, 50)
 SIGMA = 1 / np.sqrt(np.prod(SHAPE))
@@ -62,3 +67,49 @@ def test_the_same_words_fall_to_a_part_whatever_the_rest_is():
     few = random_words(jax.random.key(0), (3, 5))
     many = random_words(jax.random.key(0), (8, 5))
     np.testing.assert_array_equal(few, many[:3])
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.9])
+def test_bfloat16_keeps_its_type_and_its_mean(rate):
+    """bfloat16 has eight bits: a factor of 1/0.9 rounded to them is off by 0.3 %."""
+    x = jnp.full((1000, 1000), 0.9, jnp.bfloat16)
+    dropped = drop(x, rate, jax.random.key(0))
+    assert dropped.dtype == jnp.bfloat16
+    wanted = (x[0, 0].astype(jnp.float32) / (1 - rate)).astype(jnp.bfloat16)
+    assert set(np.unique(dropped.astype(jnp.float32))) == {0.0, float(wanted)}
+    kept = np.asarray(dropped > 0).mean()
+    assert abs(kept - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / x.size)
+
+
+def test_a_rate_of_almost_one_drops_almost_all():
+    dropped = drop(jnp.ones(10_000), 1 - 2**-40, jax.random.key(0))
+    assert not dropped.any()
+
+
+def keys_drawn(monkeypatch, **settings: Any) -> np.ndarray:
+    """The keys of all uses of dropout in one pass."""
+    keys = []
+
+    def record(x, rate, rng):
+        del rate
+        keys.append(jax.random.key_data(rng))
+        return x
+
+    monkeypatch.setattr(dropout, "drop", record)
+    model, params = tiny_model(dropout=0.1, **settings)
+    objective = make_objective(model, 0.1, deterministic=False)
+
+    @jax.jit
+    def draw(rng):
+        objective(params, tiny_batch(), rng)
+        return jnp.stack(keys)
+
+    return np.asarray(draw(jax.random.key(0)))
+
+
+def test_every_use_draws_its_own(monkeypatch):
+    """In a layer, in layers that are alike, and in encoder and decoder."""
+    keys = keys_drawn(monkeypatch, activation_dropout=0.1, attention_dropout=0.1)
+    embeddings, encoder, decoder = 2, 2 * (2 + 2), 2 * (3 + 3)
+    assert len(keys) == embeddings + encoder + decoder
+    assert len(np.unique(keys, axis=0)) == len(keys)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +19,9 @@ from transformer_jax.data.examples import Example
 from transformer_jax.models import Transformer
 from transformer_jax.models.functions import init_params
 from transformer_jax.testing import tiny_batch, tiny_model, tiny_model_config
-from transformer_jax.trainer.effort import Effort
+from transformer_jax.trainer.effort import Effort, share_of_work
 from transformer_jax.trainer.profiling import Profiler
+from transformer_jax.trainer.progress import Stopwatch
 from transformer_jax.training.flops import (
     PEAK_FLOPS,
     forward_flops,
@@ -88,6 +90,7 @@ def test_work_is_counted_by_sentence_whatever_the_rows():
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H200", 989),
         ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA L40S", 362),
         ("Tesla V100-SXM2-16GB", 125),
         ("TPU v3", 61.5),
         ("TPU v4", 275),
@@ -133,8 +136,34 @@ def test_effort_is_a_share_of_time_and_of_the_peak():
     assert effort.take(1.0) == {"waiting": 0.0, "mfu": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("shape", "processes", "share"),
+    [
+        ((4, 1, 1), [0, 0, 0, 0], 1),
+        ((4, 1, 1), [0, 0, 1, 1], 1),
+        ((2, 1, 2), [0, 0, 1, 1], 1),
+        ((1, 1, 4), [0, 0, 1, 1], 1 / 2),  # both hold all rows
+        ((1, 1, 4), [0, 1, 1, 1], 1 / 4),
+        ((2, 1, 2), [0, 1, 0, 1], 1 / 2),
+    ],
+)
+def test_rows_that_processes_share_are_counted_once(shape, processes, share):
+    devices = [SimpleNamespace(process_index=process) for process in processes]
+    mesh: Any = SimpleNamespace(
+        devices=np.array(devices).reshape(shape),
+        shape=dict(zip(("data", "fsdp", "tensor"), shape, strict=True)),
+    )
+    assert share_of_work(mesh) == share
+    device = SimpleNamespace(platform="tpu", device_kind="TPU v4")
+    config, batch = tiny_model_config(), tiny_batch()
+    effort = Effort(config, [device], share)
+    effort.add(batch)
+    flops = train_flops(config, work_of(batch))
+    assert effort.take(1.0)["mfu"] == pytest.approx(share * flops / 275e12)
+
+
 def test_a_trace_is_written_that_viewers_open(tmp_path):
-    profiler = Profiler(tmp_path, "2:3")
+    profiler = Profiler(tmp_path, "2:3", Stopwatch())
     step = jax.jit(lambda x: x @ x)
     x = jnp.ones((8, 8))
     folders = []
@@ -148,6 +177,26 @@ def test_a_trace_is_written_that_viewers_open(tmp_path):
     (path,) = folders[2].rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     assert sum(event.get("name") == "train" for event in events) == 2
+
+
+def test_starting_and_writing_a_trace_is_no_time_in_updates(monkeypatch, tmp_path):
+    watch, called = Stopwatch(), []
+
+    def stands_still(*_, **__):
+        called.append(watch.seconds())
+        time.sleep(0.01)
+        assert watch.seconds() == called[-1]
+
+    monkeypatch.setattr(jax.profiler, "start_trace", stands_still)
+    monkeypatch.setattr(jax.profiler, "stop_trace", stands_still)
+    profiler = Profiler(tmp_path, "1:1", watch)
+    with profiler.update(1):
+        time.sleep(0.01)
+    assert profiler.done(1, jnp.ones(())) == profiler.folder
+    assert called[1] - called[0] > 0.005
+    before = watch.seconds()
+    time.sleep(0.01)
+    assert watch.seconds() > before
 
 
 def test_operations_carry_the_names_that_a_reader_of_a_trace_looks_for():

@@ -1,6 +1,8 @@
 """The fused loss against the plain one, and the plain one against optax."""
 
 import functools
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import chex
@@ -9,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
+from transformer_jax import parallel
+from transformer_jax.config import ParallelConfig
 from transformer_jax.training import losses
 from transformer_jax.training.losses import (
     fused_cross_entropy,
@@ -133,6 +138,47 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
     chunk = losses.CHUNK_LOGITS * 4
     large = temporary_bytes(fused_cross_entropy, tokens=4096, words=131_072)
     assert large < 4 * chunk + 4 * 131_072 * 16 * 4 < 4096 * 131_072 * 4 / 6
+
+
+def shapes_in(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    """Of all that is computed, in loops and functions too."""
+    for equation in jaxpr.eqns:
+        yield from (value.aval.shape for value in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from shapes_in(inner)
+
+
+@pytest.mark.parametrize("words", [8_000, 100_000])
+@pytest.mark.parametrize(("rows", "length"), [(4096, 8), (3, 1021)])
+def test_logits_of_a_chunk_have_a_bound_whatever_the_rows(words, rows, length):
+    def total(hidden, table, targets, weights):
+        return fused_cross_entropy(hidden, table, None, targets, weights, 0.1).loss
+
+    jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(
+        jax.ShapeDtypeStruct((rows, length, 16), jnp.float32),
+        jax.ShapeDtypeStruct((words, 16), jnp.float32),
+        jax.ShapeDtypeStruct((rows, length), jnp.int32),
+        jax.ShapeDtypeStruct((rows, length), jnp.float32),
+    )
+    logits = {shape for shape in shapes_in(jaxpr.jaxpr) if shape[1:] == (words,)}
+    bound = min(losses.CHUNK_TOKENS * words, losses.CHUNK_LOGITS)
+    largest = max(math.prod(shape) for shape in logits)
+    assert 0.8 * bound < largest <= bound
+
+
+def test_rows_on_several_devices_give_the_same_when_the_loss_is_not_told(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_TOKENS", 5)
+    hidden, table, bias, targets, weights = random_problem()
+    rows = [jnp.repeat(x, 4, axis=0)[:8] for x in (hidden, targets, weights)]
+
+    def total(h, table, y, w):
+        return fused_cross_entropy(h, table, bias, y, w, 0.1).loss
+
+    gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+    alone = gradient(rows[0], table, *rows[1:])
+    mesh = parallel.make_mesh(ParallelConfig(), jax.devices())
+    h, y, w = jax.device_put(rows, parallel.batch_sharding(mesh))
+    chex.assert_trees_all_close(gradient(h, table, y, w), alone, rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_hidden_states_keep_float32_gradients_for_the_table():

@@ -12,10 +12,12 @@ from test_parallel import VARIANTS
 
 from transformer_jax import parallel, scaling
 from transformer_jax.config import ModelConfig, OptimizerConfig, ParallelConfig
+from transformer_jax.models import attention
 from transformer_jax.models.functions import init_params
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.scaling import MeshShape
 from transformer_jax.trainer.engine import batch_like
+from transformer_jax.training import losses
 from transformer_jax.training.objectives import make_objective
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
@@ -108,7 +110,8 @@ def kept_for_backward(model: ModelConfig, rows: int, length: int) -> int:
     return sum(
         int(np.prod(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(kept)
-        if x.shape[:1] == (rows,)
+        # Dense layers have [B·T, ...], attention in chunks [chunks, B, ...].
+        if rows in x.shape[:2] or x.shape[:1] == (rows * length,)
     )
 
 
@@ -121,6 +124,8 @@ def kept_for_backward(model: ModelConfig, rows: int, length: int) -> int:
         {"gated": True, "activation": "silu"},
         {"norm_position": "pre"},
         {"remat": True},
+        {"attention": "chunked"},
+        {"attention": "chunked", "dtype": "bfloat16"},
     ],
     ids=lambda more: "-".join(map(str, more.values())) or "plain",
 )
@@ -135,6 +140,21 @@ def test_activations_are_about_what_jax_keeps(more):
     # Of the layers alone: embeddings and the loss keep a little besides.
     on_paper, in_jax = np.subtract(layers[1], layers[0])
     assert on_paper == pytest.approx(in_jax, rel=0.15)
+
+
+def test_what_is_held_at_once_is_what_the_modules_say():
+    assert losses.CHUNK_TOKENS == scaling.LOSS_TOKENS
+    assert losses.CHUNK_LOGITS == scaling.LOSS_LOGITS
+    assert attention.CHUNKED_LENGTH == scaling.PLAIN_LENGTH
+    for length in (1, 512, 513, 4096):
+        for kind in ("auto", "plain", "chunked"):
+            model = ModelConfig(**{**SIZES, "attention": kind})
+            lengths = (length, 2 * length)[::-1]
+            path = attention.attention_path(
+                model, lengths, weights=False, kernel=False, training=True
+            )
+            plain = scaling.has_plain_attention(model, max(lengths))
+            assert plain == (path == "plain")
 
 
 CALLS = r"(?:calls|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)"

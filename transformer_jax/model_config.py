@@ -83,8 +83,9 @@ class ModelConfig:
     attention: Literal["auto", "plain", "chunked", "fused"] = "auto"
     """How attention is computed in training, and by the encoder. plain: all weights at
     once. chunked: block by block, in memory that grows with the length and not with its
-    square. fused: by cuDNN. auto: fused where there is a kernel, else chunked for long
-    rows. Dropout on attention weights, and showing them, takes plain."""
+    square. fused: by cuDNN, or not at all in training. auto: fused where there is a
+    kernel, else chunked for long rows. Dropout on attention weights, and showing them,
+    takes plain."""
     scan_layers: bool = False
     """Compile one layer of each stack and run it in a loop: compilation does not grow
     with depth. The parameters stay a subtree per layer."""

@@ -16,10 +16,12 @@ MAY_CHANGE = (
     r"train\.(steps|checkpoint_every|evaluate_every|log_every)",
     r"train\.(keep_checkpoints|patience|max_bad_steps|curves|profile)",
     r"(evaluation|search|parallel)\..*",
+    r"model\.(attention|remat)",
     r"data\.(dir|prepared_dir|(train|dev)_(source|target)|num_workers)",
 )
 """Settings that may differ when a run is started again: none changes what an update
-computes, as long as the rows of a batch divide over the mesh (else a batch has fewer).
+computes but for rounding, as long as the rows of a batch divide over the mesh (else a
+batch has fewer).
 Files may lie elsewhere: what they hold is part of the data position. Schedules carry
 their own horizon, so `steps` is among them."""
 
@@ -157,9 +159,15 @@ def may_change(name: str) -> bool:
 
 
 def check_same_run(old: Config, new: Config, workdir: Path) -> None:
-    """Raises when `new` cannot go on with the run that `old` began in `workdir`."""
+    """Raises when `new` cannot go on with the run that `old` began in `workdir`.
+
+    Lengths of buckets, whose default has changed, are nothing to runs that pack.
+    """
+    idle = {"data.bucket_lengths"} if old.data.batching == "pack" else set()
     changes = [
-        change for change in changed_settings(old, new) if not may_change(change.name)
+        change
+        for change in changed_settings(old, new)
+        if not may_change(change.name) and change.name not in idle
     ]
     if not changes:
         return

@@ -14,8 +14,10 @@ from typing import NamedTuple
 from transformer_jax.model_config import ModelConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
-LOSS_TOKENS = 512
-"""Target positions whose logits the fused loss holds at once, about."""
+LOSS_TOKENS, LOSS_LOGITS = 512, 2**24
+"""What the fused loss holds at once, at most: target positions, and their logits."""
+PLAIN_LENGTH = 512
+"""Rows up to this long are attended to with all weights at once, by `auto`."""
 ADAFACTOR_FACTORS = 128
 """Rows and columns from which on Adafactor keeps two vectors in place of a matrix."""
 
@@ -132,7 +134,8 @@ def memory(
     gathered = MeshShape(tensor=mesh.tensor)
     whole = sum(kind.numbers(gathered) for kind in parameters(model))
     copied = mesh.fsdp > 1 or computed != stored
-    V = model.target_vocab_size // mesh.tensor
+    V = model.target_vocab_size
+    chunk = min(LOSS_TOKENS, LOSS_LOGITS // V)
     return Memory(
         parameters=stored * numbers,
         optimizer=stored * optimizer_numbers(model, mesh, optimizer),
@@ -144,7 +147,7 @@ def memory(
             tokens=batch_tokens // (mesh.shards * accumulate),
             row_length=row_length,
         ),
-        loss=4 * V * (3 * LOSS_TOKENS + model.d_model),
+        loss=4 * V // mesh.tensor * (3 * chunk + model.d_model),
     )
 
 
@@ -194,18 +197,23 @@ def activations(
 
     After Korthikanti et al. (2022, section 4), with what this model keeps: a sublayer
     has five arrays of the model's width (three in float32, for its norm) and a dropout
-    mask; attention has queries, keys, values and their mixture, and for each head and
-    pair of positions four arrays of weights (three in float32) and two masks; the
-    feed-forward layer has two arrays of its width and a mask. Width in `d_model` is
-    whole on each device of a tensor axis; heads and `d_ff` are shared out.
+    mask; attention has queries, keys, values and their mixture; the feed-forward layer
+    has two arrays of its width and a mask. Plain attention has for each head and pair
+    of positions four arrays of weights (three in float32) and two masks besides;
+    attention in chunks or by a kernel has the mixture once more, and one number for
+    each head and position. Width in `d_model` is whole on each device of a tensor axis;
+    heads and `d_ff` are shared out.
 
     With `remat` each layer keeps its input, and one layer at a time has all the rest.
     """
     c = BYTES[model.dtype]
     encoders, decoders = model.num_encoder_layers, model.num_decoder_layers
     sublayer = model.d_model * (3 * 4 + 2 * c + (1 if model.dropout else 0))
-    heads = model.num_heads * row_length * (3 * 4 + c + 2) / tensor
-    attention = sublayer + 4 * c * model.d_model / tensor + heads
+    if has_plain_attention(model, row_length):
+        weights = model.num_heads * row_length * (3 * 4 + c + 2)
+    else:
+        weights = c * model.d_model + 4 * model.num_heads
+    attention = sublayer + (4 * c * model.d_model + weights) / tensor
     widths = 4 if model.gated else 2
     feed_forward = sublayer + model.d_ff * (widths * c + 1) / tensor
     encoder, decoder = attention + feed_forward, 2 * attention + feed_forward
@@ -214,6 +222,19 @@ def activations(
     else:
         kept = encoders * encoder + decoders * decoder
     return round(tokens * kept)
+
+
+def has_plain_attention(model: ModelConfig, row_length: int) -> bool:
+    """Whether training keeps the weights of attention, where a device has no kernel.
+
+    >>> has_plain_attention(ModelConfig(), 64), has_plain_attention(ModelConfig(), 4096)
+    (True, False)
+    """
+    if model.attention_dropout > 0:
+        return True
+    if model.attention == "auto":
+        return row_length <= PLAIN_LENGTH
+    return model.attention == "plain"
 
 
 # Communication.

@@ -17,15 +17,12 @@ from transformer_jax.models.fused_attention import (
     fused_attention,
     has_fused_kernel,
 )
-from transformer_jax.models.masks import Segments
+from transformer_jax.models.masks import NEG_INF, Segments
 from transformer_jax.models.products import rows_product
 from transformer_jax.types import Array
 
 CHUNKED_LENGTH = 512
 """Rows longer than this are attended to in chunks, unless a fused kernel does it."""
-
-NEG_INF = -1e30
-"""Finite, so that a row with nothing to attend to gives no NaN."""
 
 
 class KeyValue(NamedTuple):
@@ -81,12 +78,18 @@ _products.defvjp(_products_forward, _products_backward)
 
 
 def attention_path(
-    config: ModelConfig, lengths: tuple[int, int], *, weights: bool, kernel: bool
+    config: ModelConfig,
+    lengths: tuple[int, int],
+    *,
+    weights: bool,
+    kernel: bool,
+    training: bool = False,
 ) -> str:
     """How attention of these lengths (T, S) is computed: plain, chunked or fused.
 
     `weights` says that they are needed themselves, `kernel` that there is a fused one
-    for these arrays.
+    for these arrays. Where 'fused' is asked for and there is none, `training` is
+    refused; else it is as with 'auto', so that a model translates on any device.
 
     >>> config = ModelConfig()
     >>> attention_path(config, (64, 64), weights=False, kernel=False)
@@ -100,14 +103,14 @@ def attention_path(
         return "plain"
     if lengths == (1, 1):
         return "plain"  # parameters are made with rows of one token
-    if config.attention == "fused" and not kernel:
+    if config.attention == "fused" and not kernel and training:
         raise ValueError(
             "model.attention is 'fused', but no kernel is there for queries and keys "
             f"of lengths {lengths}: it takes an NVIDIA GPU of Ampere or later, "
             f"model.dtype bfloat16, heads of at most {LARGEST_HEAD} in multiples of 8, "
             f"and even lengths up to {FUSED_LENGTH}. Set model.attention to auto."
         )
-    if config.attention != "auto":
+    if config.attention in ("plain", "chunked"):
         return config.attention
     if kernel:
         return "fused"
@@ -180,6 +183,7 @@ class MultiHeadAttention(nn.Module):
             weights=self.is_mutable_collection("intermediates")
             or (self.config.attention_dropout > 0 and not deterministic),
             kernel=has_fused_kernel(q, lengths),
+            training=not deterministic,
         )
         if path == "chunked":
             return self.out(chunked_attention(q, *kv, segments))

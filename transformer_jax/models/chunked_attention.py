@@ -15,12 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.masks import Segments, block_mask, block_visible
+from transformer_jax.models.masks import (
+    NEG_INF,
+    Segments,
+    block_mask,
+    block_visible,
+)
 from transformer_jax.types import Array
 
 BLOCK = 512
 """Queries, and keys, whose weights are held at once, at most."""
-NEG_INF = -1e30
 
 
 def chunked_attention(

@@ -15,8 +15,10 @@ def drop(x: Array, rate: float, rng: PRNGKey) -> Array:
     >>> bool(abs(x.mean() - 1) < 0.02), round(float(x.max()), 2)
     (True, 1.33)
     """
-    kept = random_words(rng, x.shape) >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(kept, x * (1 / (1 - rate)), jnp.zeros_like(x))
+    threshold = min(round(rate * 2**32), 2**32 - 1)
+    kept = random_words(rng, x.shape) >= jnp.uint32(threshold)
+    scaled = x.astype(jnp.float32) * (1 / (1 - rate))  # bfloat16 would round the factor
+    return jnp.where(kept, scaled.astype(x.dtype), jnp.zeros_like(x))
 
 
 def random_words(rng: PRNGKey, shape: tuple[int, ...]) -> Array:

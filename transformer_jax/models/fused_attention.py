@@ -20,7 +20,7 @@ def has_fused_kernel(q: Array, lengths: tuple[int, int]) -> bool:
     """Whether cuDNN can attend with queries like q [B,T,N,H] and lengths (T, S)."""
     size = q.shape[-1]
     return (
-        q.dtype in (jnp.bfloat16, jnp.float16)
+        q.dtype == jnp.bfloat16
         and size % 8 == 0
         and size <= LARGEST_HEAD
         and not any(length % 2 for length in lengths)

@@ -9,6 +9,10 @@ import jax.numpy as jnp
 
 from transformer_jax.types import Array
 
+NEG_INF = -1e30
+"""For logits that are masked: finite, so that a row with nothing to attend to gives no
+NaN."""
+
 
 @flax.struct.dataclass
 class Segments:

@@ -13,7 +13,7 @@ from transformer_jax.checkpoint import CheckpointStore, count_params
 from transformer_jax.config import Config
 from transformer_jax.processes import is_main_process, largest
 from transformer_jax.trainer.dev import LOWER_IS_BETTER, DevSet
-from transformer_jax.trainer.effort import Effort
+from transformer_jax.trainer.effort import Effort, share_of_work
 from transformer_jax.trainer.interrupts import StopError, StopSignals
 from transformer_jax.trainer.profiling import Profiler
 from transformer_jax.trainer.progress import MetricWindow, Progress, Stopwatch
@@ -118,9 +118,10 @@ class Run:
         self.window = MetricWindow(bad_steps=int(self.state.bad_steps))
         self.watch, self.update_watch = watch, Stopwatch(running=False)
         self.earlier = self.progress.copy()
-        devices = self.engine.mesh.local_devices
-        self.effort = Effort(self.config.model, devices)
-        self.profiler = Profiler(store.workdir, self.config.train.profile)
+        mesh = self.engine.mesh
+        self.effort = Effort(self.config.model, mesh.local_devices, share_of_work(mesh))
+        traced = self.config.train.profile if is_main_process() else ""
+        self.profiler = Profiler(store.workdir, traced, self.update_watch)
 
     def go(self) -> TrainResult:
         """Trains until the steps are done, patience runs out, or a signal comes."""

@@ -1,9 +1,11 @@
 """How far a run has come: the numbers that outlive a stop, and those of the moment."""
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -96,6 +98,17 @@ class Stopwatch:
         """Counts on after a pause."""
         self._past, self._since = self.seconds(), time.monotonic()
         self._running = True
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, nothing is counted; afterwards the watch does what it did before."""
+        running = self._running
+        self.pause()
+        try:
+            yield
+        finally:
+            if running:
+                self.go()
 
 
 class MetricWindow:

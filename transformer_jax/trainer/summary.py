@@ -54,8 +54,9 @@ def positions_per_pair(lengths: Sequence[tuple[int, int]], data: DataConfig) -> 
 
     A packed row is full when either side is; a bucketed pair takes its bucket.
 
-    >>> positions_per_pair([(3, 5)], DataConfig(batching="bucket"))
-    8.0
+    >>> buckets = DataConfig(batching="bucket", bucket_lengths=(8, 16, 128))
+    >>> positions_per_pair([(3, 5), (3, 9)], buckets)
+    12.0
     >>> positions_per_pair([(3, 5), (6, 2)], DataConfig(batching="pack"))
     4.5
     """

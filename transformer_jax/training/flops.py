@@ -17,6 +17,7 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("H100 PCIe", 756e12),
     ("H100", 989e12),
     ("A100", 312e12),
+    ("L40S", 362e12),
     ("V100", 125e12),
     ("TPU v6", 918e12),  # v6e, which jax calls "TPU v6 lite"
     ("TPU v5p", 459e12),

@@ -18,9 +18,9 @@ from transformer_jax.models.transformer import project
 from transformer_jax.types import Array
 
 CHUNK_TOKENS = 512
-"""Tokens whose logits are held at once by the fused loss, about."""
+"""Tokens whose logits are held at once by the fused loss, at most."""
 CHUNK_LOGITS = 2**24
-"""Logits held at once, about, where a vocabulary is so large that these are fewer
+"""Logits held at once, at most, where a vocabulary is so large that these are fewer
 tokens: 64 MiB."""
 
 
@@ -51,7 +51,7 @@ def smoothed_cross_entropy(
 
 
 Part = tuple[Array, Array, Array]
-"""Hidden states, targets and weights of some target positions."""
+"""Hidden states [C, D], targets and weights [C] of some target positions."""
 
 
 def fused_cross_entropy(
@@ -68,11 +68,12 @@ def fused_cross_entropy(
 
     hidden [B, T, D], table [V, D], bias [V] or None, targets and weights [B, T] → sums.
     A few target positions at a time are projected, and under differentiation their
-    gradients are formed at once, so that memory does not grow with tokens × V. Chunks
-    run along T: the batch axis may stay sharded. Only `loss` is differentiated.
+    gradients are formed at once, so that memory does not grow with tokens × V. Only
+    `loss` is differentiated.
 
     Devices that share out the rows in `shards` parts each add up their own chunks, and
-    add their sums and gradients once, instead of after each chunk.
+    add their sums and gradients once; were they not told, they would have to hand each
+    other the rows of every chunk.
     """
     fused: Any = _fused
     if shards == 1:
@@ -99,7 +100,7 @@ def _fused(
 
     def chunk_sums(sums: LossSums, part: Part):
         h, y, w = part
-        logits = project(h, table, bias)
+        logits = project(h[None], table, bias)[0]
         new = smoothed_cross_entropy(logits, y, w, smoothing)
         return jax.tree.map(jnp.add, sums, new), None
 
@@ -117,8 +118,7 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
 
     def chunk_gradients(carry, part: Part):
         sums, d_table, d_bias = carry
-        # Two axes, not three: gradients of the table then need no copy of d_logits.
-        h, y, w = (x.reshape(-1, *x.shape[2:]) for x in part)  # [C, D], [C], [C]
+        h, y, w = part
         logits = jnp.einsum("CD,VD->CV", h, words, preferred_element_type=jnp.float32)
         if bias is not None:
             logits += bias.astype(jnp.float32)[None, :]
@@ -138,7 +138,7 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
         wanted = jnp.where(is_target, 1 - smoothing + uniform, uniform)
         d_logits = exp * (w / total)[:, None] - wanted * w[:, None]
         d_compute = d_logits.astype(h.dtype)
-        d_h = jnp.einsum("CV,VD->CD", d_compute, words).reshape(part[0].shape)
+        d_h = jnp.einsum("CV,VD->CD", d_compute, words)
         d_table += jnp.einsum(
             "CV,CD->VD", d_compute, h, preferred_element_type=jnp.float32
         )
@@ -154,7 +154,8 @@ def _forward(hidden, table, bias, targets, weights, smoothing):
     )
     parts = _chunks(hidden, targets, weights, vocab_size)
     (sums, d_table, d_bias), d_hidden = jax.lax.scan(chunk_gradients, start, parts)
-    d_hidden = _unchunk(d_hidden, hidden.shape[1])
+    d_hidden = d_hidden.reshape(-1, hidden.shape[-1])[: targets.size]
+    d_hidden = d_hidden.reshape(hidden.shape)
     d_table = d_table.astype(table.dtype)
     d_bias = None if bias is None else d_bias.astype(bias.dtype)  # pyright: ignore[reportOptionalMemberAccess]
     return sums, (d_hidden, d_table, d_bias)
@@ -169,23 +170,18 @@ _fused.defvjp(_forward, _backward)
 
 
 def _chunks(hidden: Array, targets: Array, weights: Array, vocab_size: int) -> Part:
-    """Cut [B, T, ...] along T into [chunks, B, C, ...], zeros filling the last."""
-    rows, length = targets.shape
-    tokens = min(CHUNK_TOKENS, CHUNK_LOGITS / vocab_size)
-    num_chunks = max(1, min(length, round(rows * length / tokens)))
-    width = -(-length // num_chunks)
-    num_chunks = -(-length // width)
+    """Cut [B, T, ...] into [chunks, C, ...], zeros filling the last.
+
+    Two axes, not three, in a chunk: gradients of the table then need no copy of logits.
+    """
+    tokens = targets.size
+    most = max(1, min(CHUNK_TOKENS, CHUNK_LOGITS // vocab_size))
+    num_chunks = -(-tokens // most)
+    width = -(-tokens // num_chunks)
 
     def cut(x: Array) -> Array:
-        fill = [(0, 0), (0, num_chunks * width - length)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, fill).reshape(rows, num_chunks, width, *x.shape[2:])
-        return jnp.moveaxis(x, 1, 0)
+        x = x.reshape(tokens, *x.shape[2:])
+        fill = [(0, num_chunks * width - tokens)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, fill).reshape(num_chunks, width, *x.shape[1:])
 
     return cut(hidden), cut(targets), cut(weights)
-
-
-def _unchunk(x: Array, length: int) -> Array:
-    """[chunks, B, C, D] → [B, T, D]."""
-    num_chunks, rows, width = x.shape[:3]
-    x = jnp.moveaxis(x, 0, 1).reshape(rows, num_chunks * width, *x.shape[3:])
-    return x[:, :length]
