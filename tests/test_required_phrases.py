@@ -303,12 +303,12 @@ def test_neighbours_change_no_bit():
 def test_the_way_through_a_phrase_is_its_longest_beginning_that_was_said(width):
     draw = np.random.default_rng(10)
 
-    def phrase() -> tuple[int, ...]:
-        """Two tokens at random, or a few again and again."""
+    def drawn() -> tuple[int, ...]:
+        """Of two tokens: some at random, again and again."""
         period, size = draw.integers(1, width + 1, 2)
         return tuple(np.resize(draw.integers(1, 3, period), size).tolist())
 
-    asked = [[phrase() for _ in range(4)] for _ in range(20)]
+    asked = [[drawn() for _ in range(4)] for _ in range(20)]
     said = np.zeros((20, 12 + width), int)
     for row, phrases in zip(said, asked, strict=True):
         parts = [each[: draw.integers(1, 1 + len(each))] for each in phrases * 2]
