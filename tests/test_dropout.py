@@ -2,15 +2,21 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from transformer_jax import parallel
+from transformer_jax.config import ParallelConfig
 from transformer_jax.models import dropout
 from transformer_jax.models.dropout import drop, random_words
 from transformer_jax.testing import tiny_batch, tiny_model
 from transformer_jax.training.objectives import make_objective
+from transformer_jax.training.state import init_state
+from transformer_jax.training.step import make_train_step
 
 SHAPE = (64, 32, 50)
 SIGMA = 1 / np.sqrt(np.prod(SHAPE))
@@ -113,3 +119,28 @@ def test_every_use_draws_its_own(monkeypatch):
     embeddings, encoder, decoder = 2, 2 * (2 + 2), 2 * (3 + 3)
     assert len(keys) == embeddings + encoder + decoder
     assert len(np.unique(keys, axis=0)) == len(keys)
+
+
+def test_an_update_drops_the_same_on_a_mesh_as_on_one_device():
+    model, params = tiny_model(
+        num_encoder_layers=1, num_decoder_layers=1, dropout=0.3, activation_dropout=0.2
+    )
+    rule, found = optax.sgd(1.0), []
+    state = jax.device_get(init_state(params, rule))
+    for axes in ((1, 1, 1), (2, 2, 2)):
+        config = ParallelConfig(data=axes[0], fsdp=axes[1], tensor=axes[2])
+        mesh = parallel.make_mesh(config, jax.devices()[: np.prod(axes)])
+        shards = parallel.num_data_shards(mesh)
+        objective = make_objective(model, 0.1, deterministic=False, shards=shards)
+        step = parallel.jit_train_step(make_train_step(objective, rule), mesh, state)
+        here = jax.device_put(state, parallel.state_shardings(state, mesh))
+        batch = tiny_batch(source_lengths=(5,) * 8, target_lengths=(4,) * 8)
+        lowered = step.lower(here, parallel.put_batch(batch, mesh), jax.random.key(1))
+        compiled = lowered.compile({"xla_backend_optimization_level": 0})
+        new, metrics = compiled(
+            here, parallel.put_batch(batch, mesh), jax.random.key(1)
+        )
+        found.append(jax.device_get((new.params, metrics["loss"].sum)))
+    chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)
+    without = make_objective(model, 0.1, deterministic=True)
+    assert abs(without(params, batch, None)[0] - found[0][1]) > 1e-2

@@ -125,7 +125,6 @@ def kept_for_backward(model: ModelConfig, rows: int, length: int) -> int:
         {"norm_position": "pre"},
         {"remat": True},
         {"attention": "chunked"},
-        {"attention": "chunked", "dtype": "bfloat16"},
     ],
     ids=lambda more: "-".join(map(str, more.values())) or "plain",
 )
