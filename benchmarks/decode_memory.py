@@ -66,14 +66,12 @@ def waiting_sentences(
 ) -> slots.Slots:
     """Shapes of the sentences that wait, encoded, for a slot."""
     rows = min(args.sentences, MOST_WAITING)
-    ids = jax.ShapeDtypeStruct((rows, args.source_length), jnp.int32)
-    first, limits = (
-        jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, 1), (rows,))
-    )
+    like: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    ids, job = like((rows, args.source_length)), Job(like((rows, 1)), like((rows,)))
     prepare = functools.partial(
         slots.prepare, model=model, plan=plan, length=args.source_length
     )
-    return jax.eval_shape(prepare, params, ids, ids, Job(first, limits))
+    return jax.eval_shape(prepare, params, ids, ids, job)
 
 
 def measure(args: Args) -> dict[str, int]:

@@ -148,7 +148,7 @@ def test_what_is_held_at_once_is_what_the_modules_say():
     for length in (1, 512, 513, 4096):
         for kind in ("auto", "plain", "chunked"):
             model = ModelConfig(**{**SIZES, "attention": kind})
-            lengths = (length, 2 * length)[::-1]
+            lengths = (2 * length, length)
             path = attention.attention_path(
                 model, lengths, weights=False, kernel=False, training=True
             )
