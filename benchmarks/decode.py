@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import tyro
 
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.cli.lines import file_chunks
+from transformer_jax.compilation import keep_compiled_programs
 from transformer_jax.config import SearchConfig
 from transformer_jax.interop.library import export_run
 from transformer_jax.parallel import devices_side_by_side
@@ -61,7 +62,7 @@ class Args:
     reference: Path
     """Their translations, for BLEU."""
     output: Path
-    """JSON file for the numbers."""
+    """JSON file for the numbers; it is written anew after each setting."""
     sentences: int = 1000
     """The first ones are used."""
     single: int = 100
@@ -280,28 +281,31 @@ def main(args: Args) -> None:
         args = dataclasses.replace(args, sentences=300, single=30, repeats=3)
     # Before anything is computed: it decides how many devices a CPU is.
     devices_side_by_side()
+    keep_compiled_programs()
     lines = [line for chunk in file_chunks(args.source) for line in chunk.lines]
     references = [line for chunk in file_chunks(args.reference) for line in chunk.lines]
     lines, references = lines[: args.sentences], references[: args.sentences]
     with tempfile.TemporaryDirectory() as name:
         runs, load_seconds = engines(args.checkpoint, Path(name))
-        result = measure_all(args, runs, lines, references)
-    result |= {
-        "load_seconds": load_seconds,
-        "command": shlex.join(["python", *sys.argv]),
-        "hardware": args.hardware or platform.processor(),
-        "cores": os.cpu_count(),
-        **environment(),
-        **versions(),
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        about = {
+            "load_seconds": load_seconds,
+            "command": shlex.join(["python", *sys.argv]),
+            "hardware": args.hardware or platform.processor(),
+            "cores": os.cpu_count(),
+            **environment(),
+            **versions(),
+        }
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        for result in measure_all(args, runs, lines, references):
+            text = json.dumps(result | about, indent=1) + "\n"
+            args.output.write_text(text, encoding="utf-8")
 
 
 def measure_all(
     args: Args, runs: dict[str, Run], lines: list[str], references: list[str]
-) -> dict[str, Any]:
-    """Every setting: numbers by engine, and how many times as fast ours is."""
+) -> Iterator[dict[str, Any]]:
+    """Numbers by engine, and how many times as fast ours is: after each setting, those
+    of all settings so far."""
     ours = runs[OURS]
     assert isinstance(ours, Ours)
     translator = ours.one
@@ -332,7 +336,7 @@ def measure_all(
                     ratio = round(speed[OURS] / speed[name], 2)
                     result["ratio_to"].setdefault(name, {})[setting] = ratio
             print_setting(setting, numbers)
-    return result
+            yield result
 
 
 def print_setting(setting: str, numbers: dict[str, dict[str, Any]]) -> None:
