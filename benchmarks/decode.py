@@ -216,9 +216,9 @@ def warm_up(work: Callable[[], object]) -> None:
     which shapes depends on who is done first."""
     compiled = []
 
-    def note(event: str, seconds: float, **_: object) -> None:
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
         if event.endswith("backend_compile_duration"):
-            compiled.append(seconds)
+            compiled.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(note)
     quiet = 0
