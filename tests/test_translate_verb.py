@@ -70,7 +70,7 @@ def translate(tmp_path, data: bytes, *words: str) -> list[str]:
         (b"a\rb\n", ["A B"]),
         ("ä🍺\n".encode(), ["Ä🍺"]),
         (b"a\xffb\nc\n", ["A\ufffdB", "C"]),
-        (gzip.compress(b"a\nb\n"), ["A", "B"]),
+        (gzip.compress(b"a\nb\n", mtime=0), ["A", "B"]),
         (b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", ["A", "\ufeffB"]),
         (b"a" * 200_000 + b"\nb\n", ["A" * 200_000, "B"]),
     ],
