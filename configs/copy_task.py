@@ -36,9 +36,12 @@ def get_config() -> Config:
             pack_length=32,
             max_length=32,
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=100),
+        # Down to 0: at a rate that stays high, an update now and then still unlearns.
+        optimizer=OptimizerConfig(
+            schedule="linear", learning_rate=3e-3, warmup_steps=100, schedule_steps=300
+        ),
         train=TrainConfig(
-            steps=600, label_smoothing=0.0, checkpoint_every=200, evaluate_every=200
+            steps=300, label_smoothing=0.0, checkpoint_every=100, evaluate_every=100
         ),
         search=SearchConfig(method="greedy"),
     )

@@ -25,8 +25,8 @@ def test_the_copy_task_is_learnt(tmp_path, monkeypatch, optimised):
     one_device = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(parallel, "make_mesh", one_device)
     config = load_recipe("copy_task")
-    few = dataclasses.replace(config.train, steps=400, evaluate_every=400)
-    train(dataclasses.replace(config, train=few), tmp_path)
+    once = dataclasses.replace(config.train, evaluate_every=config.train.steps)
+    train(dataclasses.replace(config, train=once), tmp_path)
     test = open_split(config.data, "test", workdir=tmp_path)
     pairs = [test[index] for index in range(200)]
     translator = Translator.load(tmp_path)
