@@ -154,15 +154,17 @@ def measure(
     return numbers
 
 
-def check_alike(size: str, numbers: dict[str, dict[str, Any]]) -> None:
+def check_alike(
+    size: str, numbers: dict[str, dict[str, Any]], ours: str = OURS
+) -> None:
     """Everyone must train a model of the same size, and all losses must fall."""
-    ours = numbers[OURS]["parameters"]
+    parameters = numbers[ours]["parameters"]
     for name, each in numbers.items():
         # The norms after the Annotated Transformer's stacks are some more.
-        if abs(each["parameters"] / ours - 1) > 0.01:
+        if abs(each["parameters"] / parameters - 1) > 0.01:
             raise ValueError(
                 f"{name} has {each['parameters']} parameters at size {size}, and ours "
-                f"has {ours}: their speeds cannot be compared. Correct the peer."
+                f"has {parameters}: their speeds cannot be compared. Correct the peer."
             )
         if not each["last_loss"] < each["first_loss"]:
             raise ValueError(
