@@ -14,7 +14,7 @@ Time: both in one process take turns, update by update; medians; compilation and
 update are not counted.
 
 Memory, on a CPU: a fresh process for each of the two and each point, and in it the
-peak of resident memory in two updates after two others, less what stays resident when
+peak of resident memory in two updates after another, less what stays resident when
 weights, moments and batch are gone again. Blocks from 64 KiB come from the system one
 by one and go back as soon as they are free. So libraries, compiler, compiled code and
 memory that is kept for later do not count, and everything that updates hold does, in
@@ -120,10 +120,10 @@ PLANS = {
     "cpu": Plan(
         Point(tokens=1024, length=64, depth=2, width=128, vocabulary=4000),
         {
-            "tokens": (256, 512, 1024, 2048, 4096),
+            "tokens": (512, 1024, 2048, 4096),
             "length": (16, 64, 256, 1024),
             "depth": (1, 2, 4, 8),
-            "width": (64, 128, 256, 512),
+            "width": (32, 64, 128, 256),
             "vocabulary": (1000, 4000, 16_000, 64_000),
         },
     ),
@@ -208,8 +208,7 @@ def memory(name: str, point: Point, device: Device) -> dict[str, float]:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     peer: Any = makers(point, device)[name]()
     found = {"planned_mebibytes": planned(peer)} if name == OURS else {}
-    for _ in range(2):
-        peer.step(0)
+    peer.step(0)  # PyTorch makes Adam's moments in it
     if device == "gpu":
         found["mebibytes"] = peak_on_gpu(peer, name)
     else:
