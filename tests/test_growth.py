@@ -1,8 +1,8 @@
 """The benchmark of how cost grows: what it measures at toy sizes, and what it draws."""
 
-import functools
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,16 +13,41 @@ import pytest
 MIB = 2**20
 
 
-@pytest.fixture
-def growth(monkeypatch) -> ModuleType:
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    return importlib.import_module("growth")
+@pytest.fixture(scope="module")
+def growth(tmp_path_factory) -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+        programs = str(tmp_path_factory.mktemp("programs"))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", programs)
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # as in conftest.py
+        yield importlib.import_module("growth")
 
 
 def toy(growth: ModuleType, **changes: int) -> Any:
     sizes = {"tokens": 64, "length": 16, "depth": 1, "width": 32, "vocabulary": 600}
     return growth.Point(**sizes | changes)
+
+
+FEW: dict[str, int] = {"tokens": 64, "vocabulary": 8000}
+MANY = FEW | {"tokens": 1024}
+
+
+def measure_toys() -> dict[str, Any]:
+    """Runs in a process of its own: numbers of both contenders."""
+    growth = importlib.import_module("growth")
+    few, many = toy(growth, **FEW), toy(growth, **MANY)
+    return {
+        "theirs, few": growth.memory("torch_sdpa", few, "cpu"),
+        "theirs": growth.memory("torch_sdpa", many, "cpu"),
+        "ours": growth.memory("ours", many, "cpu"),
+        "times": growth.times(many, "cpu", rounds=3),
+    }
+
+
+@pytest.fixture(scope="module")
+def measured(growth) -> dict[str, Any]:
+    pytest.importorskip("torch")
+    return growth.in_processes([measure_toys])[0]
 
 
 def made_up() -> dict[str, Any]:
@@ -46,38 +71,23 @@ def made_up() -> dict[str, Any]:
     return {"middle": middle, "growth": growth}
 
 
-def test_time_and_parameters_of_both(growth):
-    pytest.importorskip("torch")
-    numbers = growth.times(toy(growth), "cpu", rounds=3)
-    ours, theirs = numbers["ours"], numbers["torch_sdpa"]
+def test_time_and_parameters_of_both(measured):
+    ours, theirs = (measured["times"][name] for name in ("ours", "torch_sdpa"))
     assert ours["parameters"] == theirs["parameters"]
     assert len(ours["seconds"]) == len(theirs["seconds"]) == 3
     assert ours["milliseconds"] > 0 < theirs["milliseconds"]
 
 
-def test_memory_is_at_least_what_an_update_must_hold_and_grows_with_tokens(
-    growth, monkeypatch
-):
-    pytest.importorskip("torch")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # as in conftest.py
-    few, many = (toy(growth, tokens=n, vocabulary=8000) for n in (64, 1024))
-    ours, theirs_few, theirs = growth.in_processes(
-        [
-            functools.partial(growth.memory, name, point, "cpu")
-            for name, point in (
-                ("ours", many),
-                ("torch_sdpa", few),
-                ("torch_sdpa", many),
-            )
-        ]
-    )
-    state = 3 * 4 * few.vocabulary * few.width / MIB  # the table and its moments
-    logits = 4 * many.tokens * many.vocabulary / MIB
-    assert ours["mebibytes"] > state < theirs_few["mebibytes"]
-    assert theirs["mebibytes"] > max(theirs_few["mebibytes"], state + logits)
+def test_memory_is_at_least_what_an_update_must_hold_and_grows_with_tokens(measured):
+    few, theirs = (measured[name]["mebibytes"] for name in ("theirs, few", "theirs"))
+    ours, planned = (measured["ours"][f"{what}mebibytes"] for what in ("", "planned_"))
+    parameters = measured["times"]["ours"]["parameters"]
+    state = 3 * 4 * parameters / MIB  # with two moments each
+    logits = 4 * MANY["tokens"] * MANY["vocabulary"] / MIB
+    assert ours > state < few
+    assert theirs > max(few, state + logits)
     # What is measured is what XLA plans, and a little of threads' and allocator's own.
-    over = ours["mebibytes"] - ours["planned_mebibytes"]
-    assert abs(over) < 3 + 0.1 * ours["planned_mebibytes"]
+    assert abs(ours - planned) < 3 + 0.1 * planned
 
 
 def test_plans_change_one_thing_around_their_middle(growth):
