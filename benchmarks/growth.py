@@ -47,7 +47,7 @@ from typing import Any, Literal
 import tyro
 from growth_picture import OURS, TORCH, draw
 from peers.batches import Batches
-from train_step import OPTIMIZER, PACKAGES, SMOOTHING, Peer, check_alike, measure
+from train_step import OPTIMIZER, PACKAGES, SMOOTHING, Peer, check_same_size, measure
 from train_step_gpu import random_batch
 
 from transformer_jax.compilation import keep_compiled_programs
@@ -167,10 +167,11 @@ def makers(point: Point, device: Device) -> dict[str, Callable[[], Peer]]:
 
         torch.manual_seed(0)
         torch.set_num_threads(os.cpu_count() or 1)
+        if device == "cpu":
+            return TorchPeer(HandWritten(model), *rest)
         # As jax multiplies float32 on a GPU unless it is told otherwise.
         torch.set_float32_matmul_precision("high")
-        where = "cuda" if device == "gpu" else "cpu"
-        return TorchPeer(HandWritten(model), *rest, device=where)
+        return TorchPeer(HandWritten(model), *rest, device="cuda")
 
     return {OURS: ours, TORCH: theirs}
 
@@ -189,12 +190,13 @@ def times(point: Point, device: Device, rounds: int) -> dict[str, dict[str, Any]
     """Median milliseconds of an update of each, and every single one's seconds."""
     batches = Batches([batch_of(point)], [batch_of(point)])
     numbers = measure(makers(point, device), batches, rounds)
-    check_alike(str(point), numbers, ours=OURS)
+    check_same_size(str(point), numbers, OURS)
     return {
         name: {
             "milliseconds": round(1e3 * statistics.median(each["seconds"][0]), 2),
             "seconds": each["seconds"][0],
             "parameters": each["parameters"],
+            "losses": [each["first_loss"], each["last_loss"]],
         }
         for name, each in numbers.items()
     }

@@ -154,10 +154,8 @@ def measure(
     return numbers
 
 
-def check_alike(
-    size: str, numbers: dict[str, dict[str, Any]], ours: str = OURS
-) -> None:
-    """Everyone must train a model of the same size, and all losses must fall."""
+def check_same_size(size: str, numbers: dict[str, dict[str, Any]], ours: str) -> None:
+    """Everyone must train a model of the same size."""
     parameters = numbers[ours]["parameters"]
     for name, each in numbers.items():
         # The norms after the Annotated Transformer's stacks are some more.
@@ -166,6 +164,12 @@ def check_alike(
                 f"{name} has {each['parameters']} parameters at size {size}, and ours "
                 f"has {parameters}: their speeds cannot be compared. Correct the peer."
             )
+
+
+def check_alike(size: str, numbers: dict[str, dict[str, Any]]) -> None:
+    """Everyone must train a model of the same size, and all losses must fall."""
+    check_same_size(size, numbers, OURS)
+    for name, each in numbers.items():
         if not each["last_loss"] < each["first_loss"]:
             raise ValueError(
                 f"The loss of {name} went from {each['first_loss']} to "
