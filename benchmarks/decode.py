@@ -92,7 +92,11 @@ class Ours:
         translator = self.many if batch > 1 else self.one
         for first, call in enumerate(calls):
             results = translator.search_ids(
-                call, search=search, batch_size=batch, batch_tokens=1 << 20
+                call,
+                search=search,
+                batch_size=batch,
+                batch_tokens=1 << 20,
+                scores=beams > 1,
             )
             for each in results:
                 length = int(each.result.lengths[0]) - 1

@@ -212,8 +212,38 @@ def test_plans_hold_every_sentence_once_in_few_shapes():
 def test_a_plan_is_no_longer_and_no_wider_than_it_may_be():
     (group,) = plan_groups([9], positions=100, longest=10)
     assert (group.slots, group.length) == (1, 10)
+    groups = plan_groups([5] * 30 + [40], positions=256, longest=64)
+    assert [(len(group.indices), group.slots) for group in groups] == [(4, 4), (27, 8)]
+    # No more slots for the short ones: they follow the long one in its own.
     groups = plan_groups([5] * 30 + [40], positions=4096, longest=64, max_slots=4)
-    assert [(len(group.indices), group.slots) for group in groups] == [(4, 4), (27, 4)]
+    assert [(len(group.indices), group.slots) for group in groups] == [(31, 4)]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.2])
+def test_slots_become_as_short_as_their_sources(penalty, monkeypatch):
+    lengths = sorted(LENGTHS * 2, reverse=True)
+    search = SearchConfig(beam_size=2, coverage_penalty=penalty)
+    expected = found_by(make_decoder(search, width=4), make_sentences(lengths))
+    monkeypatch.setattr(engine, "GROUP_LENGTHS", (4, 8, 16))
+    decoder = make_decoder(search, width=4)
+    for _ in range(2):
+        found = found_by(decoder, make_sentences(lengths))
+        assert decoder.room == 4
+        for one, other in zip(found, expected, strict=True):
+            chex.assert_trees_all_equal(one.tokens, other.tokens)
+            chex.assert_trees_all_close(one, other, atol=1e-4)
+
+
+def test_tokens_are_the_same_without_scores():
+    sentences, decoder = make_sentences(), make_decoder(GREEDY)
+    expected = found_by(decoder, sentences)
+    decoder.plan = decoder.plan._replace(scores=False)
+    found = sorted(decoder.run(deque(sentences)), key=lambda each: each.index)
+    for each, other in zip(found, expected, strict=True):
+        chex.assert_trees_all_equal(each.result.tokens, other.tokens)
+        assert each.result.lengths == other.lengths
+        assert np.isnan(each.result.scores).all()
+        assert np.isnan(each.result.log_probabilities).all()
 
 
 @METHODS

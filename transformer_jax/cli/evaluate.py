@@ -100,6 +100,7 @@ def _translations(args: Args, sources: list[str]) -> list[str]:
             search=search,
             batch_tokens=args.batch_tokens or BATCH_TOKENS,
             progress=bar.update,
+            scores=False,
         )
     texts = [one_line(translation.text) for translation in found]
     if args.output is not None:

@@ -146,6 +146,7 @@ def run(args: Args) -> int:
                 first_line=done + 1,
                 prefixes=prefixes,
                 phrases=required and [line.split("\t") for line in required],
+                scores=args.json or several,
             )
             for place, translation in enumerate(aligned(chunk.lines, translations)):
                 lines = output_lines(

@@ -41,6 +41,7 @@ def greedy_search(
     constraints: Sequence[Constraint] = (),
     coverage_penalty: float = 0.0,
     source_mask: Array | None = None,
+    scores: bool = True,
 ) -> SearchResult:
     """Takes the likeliest token (the smallest id among equals) until the end token.
 
@@ -48,9 +49,10 @@ def greedy_search(
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
     0: do not search); at its last place every target is forced to end, at the price of
     the end token's log-probability. The cache has R = B rows. The penalties only make
-    the score: see `beam_search`. Tokens that `constraints` forbid are passed over; the
-    others keep their log-probabilities. Where all are forbidden, nothing is found. A
-    sentence's result does not depend on the others.
+    the score: see `beam_search`. Without `scores`, these and all log-probabilities are
+    nan, and nothing is spent on normalising logits. Tokens that `constraints` forbid
+    are passed over; the others keep their log-probabilities. Where all are forbidden,
+    nothing is found. A sentence's result does not depend on the others.
     """
     job = make_job(prefix, max_lengths, max_length=max_length)
     start = first_beams(job, cache, beam_size=1, n_best=1, max_length=max_length)
@@ -66,6 +68,7 @@ def greedy_search(
             penalties=penalties,
             constraints=constraints,
             coverage_penalty=coverage_penalty,
+            scores=scores,
         )
 
     return search_while(
@@ -81,6 +84,7 @@ def advance_greedily(
     penalties: np.ndarray,
     constraints: Sequence[Constraint],
     coverage_penalty: float = 0.0,
+    scores: bool = True,
 ) -> Beams:
     """Logits [B, 1, V] of the next token → the state one token later."""
     allowed = logits
@@ -91,21 +95,25 @@ def advance_greedily(
     compelled = compelled_tokens(beams, eos_id)[:, None]
     possible = going_on & ((compelled != FREE) | (best > -jnp.inf))
     tokens = jnp.where(compelled == FREE, tokens, compelled)  # [B, 1]
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    chosen = chosen - jax.nn.logsumexp(logits, axis=-1)
-
     lengths = beams.lengths + going_on[:, 0]
-    total = jnp.where(possible, beams.log_probabilities + chosen, -jnp.inf)
-    scores = total / jnp.asarray(penalties)[lengths][:, None]
+    if scores:
+        chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+        chosen = chosen - jax.nn.logsumexp(logits, axis=-1)
+        total = jnp.where(possible, beams.log_probabilities + chosen, -jnp.inf)
+    else:
+        chosen = jnp.full(tokens.shape, jnp.nan)
+        total = jnp.where(possible, 0.0, -jnp.inf)  # dead or alive
+    found = total if scores else chosen
+    penalised = found / jnp.asarray(penalties)[lengths][:, None]
     if beams.coverage is not None:
-        scores = scores + coverage_score(beams.coverage, coverage_penalty)
+        penalised += coverage_score(beams.coverage, coverage_penalty)
     histories, of_tokens = longer(beams, beams.parents, tokens, chosen)
     ended = possible & (tokens == eos_id)
     whole = SearchResult(
         tokens=histories[..., 1:],
         lengths=lengths[:, None],
-        scores=scores,
-        log_probabilities=total,
+        scores=penalised,
+        log_probabilities=found,
         token_log_probabilities=of_tokens,
     )
 

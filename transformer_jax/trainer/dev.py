@@ -107,6 +107,7 @@ class DevSet:
             sources[mine.start : mine.stop],
             batch_tokens=self.config.evaluation.batch_tokens,
             first_line=1 + mine.start,
+            scores=False,
         )
         texts = gather(json.dumps([each.text for each in found]).encode())
         return list(itertools.chain.from_iterable(map(json.loads, texts)))

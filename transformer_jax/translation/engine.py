@@ -20,6 +20,7 @@ from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import (
+    GROUP_LENGTHS,
     SOURCE_LENGTHS,
     padded_length,
     room_for,
@@ -36,6 +37,7 @@ from transformer_jax.translation.slots import (
     make_offer,
     move,
     prepare,
+    refit,
     resize,
 )
 from transformer_jax.types import Params
@@ -76,6 +78,16 @@ class Found(NamedTuple):
     """Of a search in blocks; so too."""
 
 
+class Encoded(NamedTuple):
+    """Up to P sentences that are ready for slots."""
+
+    sentences: list[Sentence]
+    slots: Slots
+    """What they are to the device."""
+    room: int
+    """S"""
+
+
 class Task(NamedTuple):
     """Sentences that devices share, and what they need to search them."""
 
@@ -84,7 +96,7 @@ class Task(NamedTuple):
     slots: int
     """B, on each device."""
     length: int
-    """S: source positions of a slot."""
+    """Most source positions of a slot."""
     devices: int
     """More would have nothing to do."""
 
@@ -101,7 +113,7 @@ class Decoder:
         slots: int,
         length: int,
     ) -> None:
-        """B `slots` for sources of up to S = `length` tokens, on the device where the
+        """B `slots` for sources of up to `length` tokens, on the device where the
         parameters lie."""
         self.model: Any = model
         self.params, self.plan, self.length = params, plan, length
@@ -123,14 +135,16 @@ class Decoder:
         done: list[Found] = []
         while True:
             if self.taken == len(self.waiting):
-                self._prepare(queue, sharing)
+                self._turn_to_next(queue, sharing)
             if not (self.waiting or any(self.sentences)):
                 break
-            report = self._advance(more=bool(queue))
+            report = self._advance(more=bool(queue or self.following))
+            # While the device is at work, the next ones are made ready.
+            self.following = self.following or self._prepare(queue, sharing)
             yield from done
             report = jax.device_get(report)
             done = self._take_done(report)
-            self._fit(int(report.longest), more=bool(queue))
+            self._fit(int(report.longest), more=bool(queue or self.following))
         self.encoded = self.offer = None  # their memory
         yield from done
 
@@ -141,35 +155,72 @@ class Decoder:
         self.taken = 0
         """How many of them have been taken in."""
         self.encoded: Slots | None = None
-        """What `waiting` is to the device."""
+        """What `waiting` is to the device, or those who waited last."""
+        self.following: Encoded | None = None
+        """Those that wait next."""
         self.offer: Offer | None = None
+        self.room = self.length
+        """S: source positions that the slots have now."""
         self.state = empty_slots(
             self.params,
             model=self.model,
             plan=self.plan,
             slots=self.slots,
-            length=self.length,
+            length=self.room,
         )
 
-    def _prepare(self, queue: deque[Sentence], sharing: int) -> None:
-        """Encodes the next sentences of the queue; towards its end fewer, so that all
-        who share it end together."""
+    def _prepare(self, queue: deque[Sentence], sharing: int) -> Encoded | None:
+        """Encodes the next sentences of the queue, if there are any; towards its end
+        fewer, so that all who share it end together."""
         share = self.most_waiting
         if sharing > 1:
-            share = min(share, max(share // 4, len(queue) // (2 * sharing), 1))
-        self.waiting, self.taken = _take(queue, share), 0
-        if not self.waiting:
-            return
-        rows = self.most_waiting
-        self.encoded = None  # before the next ones take its memory
-        self.encoded = prepare(
+            share = min(share, max(share // 2, len(queue) // (2 * sharing), 1))
+        sentences = _take(queue, share)
+        if not sentences:
+            return None
+        room = max(self.room, self._room_for(sentences))
+        slots = prepare(
             self.params,
-            *stacked(self.waiting, rows=rows, longest=self.length),
-            stacked_jobs(self.waiting, rows=rows, plan=self.plan),
+            *stacked(sentences, rows=self.most_waiting, longest=room),
+            stacked_jobs(sentences, rows=self.most_waiting, plan=self.plan),
             model=self.model,
             plan=self.plan,
-            length=self.length,
+            length=room,
         )
+        return Encoded(sentences, slots, room)
+
+    def _turn_to_next(self, queue: deque[Sentence], sharing: int) -> None:
+        """Those that follow wait now, and the slots are as long as their sources, and
+        those of the sentences in them, need."""
+        following = self.following or self._prepare(queue, sharing)
+        self.waiting, self.taken, self.following = [], 0, None
+        if following is None:
+            return
+        self.waiting = following.sentences
+        room = self._room_for([*filter(None, self.sentences), *self.waiting])
+        self.encoded = self._refitted(following.slots, following.room, room)
+        self.state = self._refitted(self.state, self.room, room)
+        self.room = room
+
+    def _room_for(self, sentences: Sequence[Sentence]) -> int:
+        """S for these sentences."""
+        longest = max(len(each.inputs) for each in sentences)
+        return padded_length(longest, GROUP_LENGTHS, self.length)
+
+    def _refitted(self, slots: Slots, room: int, wanted: int) -> Slots:
+        """The slots with as many source positions as wanted, in place of `room`."""
+        if room == wanted:
+            return slots
+        memory, coverage = refit(
+            self.params,
+            slots.memory,
+            slots.beams.coverage,
+            model=self.model,
+            plan=self.plan,
+            length=wanted,
+        )
+        beams = slots.beams._replace(coverage=coverage)
+        return slots._replace(beams=beams, memory=memory)
 
     def _enough(self, more: bool) -> int:
         """Sentences that may be alive when the device comes back."""

@@ -37,6 +37,8 @@ class SearchPlan(NamedTuple):
     phrases: tuple[int, int] | None = None
     """C and W: most phrases that a target must hold, and most tokens of one; None: no
     target must hold any."""
+    scores: bool = True
+    """Whether they are wanted; greedy search a token at a time can do without."""
     draft: Transformer | None = None
     """A smaller model that guesses, where `search.block` is above 1."""
 
@@ -76,6 +78,8 @@ def method_of(
     )
     if search.method != "sampling":
         method = functools.partial(method, coverage_penalty=search.coverage_penalty)
+    if search.method == "greedy":
+        method = functools.partial(method, scores=plan.scores)
     if search.method == "beam":
         method = functools.partial(
             method, stop=search.stop, diversity_rate=search.diversity_rate

@@ -19,7 +19,7 @@ class Group(NamedTuple):
     slots: int
     """Sentences that are searched side by side."""
     length: int
-    """Source positions of a slot."""
+    """Most source positions of a slot."""
 
 
 def plan_groups(
@@ -32,9 +32,9 @@ def plan_groups(
     """Longest sentences first, as many slots as `positions` allow at their length.
 
     A group's length is the first of `GROUP_LENGTHS` that holds its longest sentence,
-    but at most `longest`. Shorter ones fill its slots, and stay in the group where they
-    are too few to fill those of a shorter length. Where all sentences together do not
-    fill the slots, there is a power of four of them.
+    but at most `longest`. Shorter ones fill its slots, and stay in the group where a
+    shorter length would have no more slots, or they are too few to fill these. Where
+    all sentences together do not fill the slots, there is a power of four of them.
 
     >>> groups = plan_groups([70, 9, 3, 2, 4, 5], positions=128, longest=1024)
     >>> [(group.indices.tolist(), group.slots, group.length) for group in groups]
@@ -52,7 +52,8 @@ def plan_groups(
         stop = min(start + slots_at(length), len(order))
         while stop < len(order):
             shorter = padded_length(lengths[order[stop]], GROUP_LENGTHS, longest)
-            if shorter < length and len(order) - stop >= slots_at(shorter):
+            more = slots_at(shorter)
+            if slots_at(length) < more <= len(order) - stop:
                 break
             stop += 1
         slots = min(slots_at(length), next_power_of_four(stop - start))

@@ -6,7 +6,7 @@ inside the program, so that the device need not come back for each of them.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -141,9 +141,27 @@ def prepare(
     """
     memory = encode_all(model, plan.draft, params, inputs, segment_ids)
     whole = _memory_like(params, model, plan, len(inputs), length)
-    memory = jax.tree.map(_padded_like, memory, whole)
+    memory = jax.tree.map(lambda x, y: _fitted(x, y.shape[1:]), memory, whole)
     beams = _first_beams(plan, job, memory)
     return Slots(beams, memory, nothing_ahead(plan, beams))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "plan", "length"))
+def refit(
+    params: Params,
+    memory: Memory,
+    coverage: Array | None,
+    *,
+    model: AnyModel,
+    plan: SearchPlan,
+    length: int,
+) -> tuple[Memory, Array | None]:
+    """What the slots know of their sources, with S = `length`."""
+    sentences = jax.tree.leaves(memory)[0].shape[0]
+    whole = _memory_like(params, model, plan, sentences, length)
+    if coverage is not None:
+        coverage = _fitted(coverage, (coverage.shape[1], length))
+    return jax.tree.map(lambda x, y: _fitted(x, y.shape[1:]), memory, whole), coverage
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -348,9 +366,10 @@ def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
     return beams._replace(coverage=coverage)
 
 
-def _padded_like(x: Array, whole: Array) -> Array:
-    """Zeros behind x, up to the other's size on every axis but the first."""
-    more = zip(x.shape[1:], whole.shape[1:], strict=True)
+def _fitted(x: Array, sizes: Sequence[int]) -> Array:
+    """x [B, …] cut to these sizes of all axes but the first, or with zeros behind."""
+    x = x[:, *map(slice, sizes)]
+    more = zip(x.shape[1:], sizes, strict=True)
     return jnp.pad(x, [(0, 0), *((0, large - small) for small, large in more)])
 
 

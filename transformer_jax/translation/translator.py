@@ -130,6 +130,7 @@ class Translator:
         first_line: int = 1,
         prefixes: Sequence[str | None] | None = None,
         phrases: Sequence[Sequence[str]] | None = None,
+        scores: bool = True,
     ) -> list[Translation]:
         """As many translations as lines, in order.
 
@@ -146,7 +147,9 @@ class Translator:
         blank: nothing); they are part of the result, and come on top of its length.
         `phrases` are what the translations must hold, some or none for each line; their
         length too comes on top, and beam search alone knows them. Where a translation
-        lacks some, they are its `missing`, and a warning is logged.
+        lacks some, they are its `missing`, and a warning is logged. Without `scores`
+        greedy search is faster, as it need not normalise; scores and log-probabilities
+        are then nan.
         """
         search = search or self.search
         numbers = range(first_line, first_line + len(lines))
@@ -169,6 +172,7 @@ class Translator:
                 batch_tokens=batch_tokens,
                 batch_size=batch_size,
                 shortlist=shortlist,
+                scores=scores,
             ):
                 line = places[each.index]
                 asked, long = required[line], line in cut
@@ -222,6 +226,7 @@ class Translator:
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
         shortlist: Shortlist | None = None,
+        scores: bool = True,
     ) -> Iterator[Found]:
         """Source ids as the model reads them → the n best targets of each, by its place
         in `sources`, in the order in which they are done. `prefixes` are ids that the
@@ -246,6 +251,8 @@ class Translator:
             width = prefix_width([prefixes[index] for index in group.indices])
             asked = [phrases[index] for index in group.indices]
             plan = self._plan(group.length, search, width, asked)
+            if search.method == "greedy" and search.block == 1:
+                plan = plan._replace(scores=scores)
             if shortlist is not None:
                 check_shortlist(plan, self.model)
                 # What is never wanted is left out of every list.
