@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
+from warming import warm_up
 
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.cli.lines import file_chunks
@@ -96,7 +96,7 @@ class Ours:
                 search=search,
                 batch_size=batch,
                 batch_tokens=1 << 20,
-                scores=beams > 1,
+                scores=False,  # the others too give none unless asked
             )
             for each in results:
                 length = int(each.result.lengths[0]) - 1
@@ -213,25 +213,6 @@ def timed(run: Run, sources: list[np.ndarray], beams: int, batch: int):
     start = time.perf_counter()
     found = run(sources, beams, batch)
     return time.perf_counter() - start, found
-
-
-def warm_up(work: Callable[[], object]) -> None:
-    """Works until two rounds have compiled nothing, ten at most: which device meets
-    which shapes depends on who is done first."""
-    compiled = []
-
-    def note(event: str, duration_secs: float, **_: str | int) -> None:
-        if event.endswith("backend_compile_duration"):
-            compiled.append(duration_secs)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    quiet = 0
-    for _ in range(10):
-        compiled.clear()
-        work()
-        quiet = 0 if compiled else quiet + 1
-        if quiet == 2:
-            break
 
 
 def measure(

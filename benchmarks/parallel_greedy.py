@@ -8,7 +8,7 @@ python benchmarks/parallel_greedy.py --checkpoint runs/m30k --source test.de \
 over the passes that it was in; plain greedy search has 1. "Batch 32" is as many
 sentences side by side on each device, refilled as they are done. A batch of one is one
 call for each sentence: its time is a latency. Repeats are interleaved, and medians are
-kept; the first round, which compiles, is not counted.
+kept; rounds before, which compile, are not counted.
 
 A sentence whose tokens differ from those of plain greedy search is looked at: somewhere
 two logits must have been so close (--tolerance) that rounding decided. The number of
@@ -29,8 +29,10 @@ from typing import Any
 
 import numpy as np
 import tyro
+from warming import warm_up
 
 from transformer_jax.cli.lines import file_chunks
+from transformer_jax.compilation import keep_compiled_programs
 from transformer_jax.config import SearchConfig
 from transformer_jax.parallel import devices_side_by_side
 from transformer_jax.trainer.reporting import environment
@@ -123,8 +125,10 @@ def timed(way: Way, sources: list[np.ndarray], batch: int) -> tuple[float, list[
 def measure(
     made: dict[str, Way], sources: list[np.ndarray], batch: int, args: Args
 ) -> dict[str, dict[str, Any]]:
-    """Numbers of each way at one batch size; the first round is not counted."""
+    """Numbers of each way at one batch size, when all is compiled."""
     found = {name: timed(way, sources, batch)[1] for name, way in made.items()}
+    for way in made.values():
+        warm_up(lambda way=way: way(sources, batch))
     seconds: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(args.repeats):
         for name, way in made.items():
@@ -177,6 +181,7 @@ def near_tie(found: Found, tolerance: float) -> bool:
 def main(args: Args) -> None:
     """Measures, prints and keeps the numbers."""
     made = ways(args)
+    keep_compiled_programs()
     lines = [line for chunk in file_chunks(args.source) for line in chunk.lines]
     translator = made[PLAIN].one
     sources = [translator.source_ids(line) for line in lines[: args.sentences]]
