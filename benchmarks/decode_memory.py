@@ -110,7 +110,7 @@ def measure(args: Args) -> dict[str, int]:
     numbers = {
         "weights": num_bytes(params),
         "memory_of_sources": num_bytes(state.memory),
-        "waiting_sentences": num_bytes(waiting),
+        "waiting_sentences": 2 * num_bytes(waiting),  # and those that follow
         "cache": cache,
         "histories": num_bytes(state.beams) - cache,
         "temporary": analysis.temp_size_in_bytes,

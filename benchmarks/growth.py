@@ -1,7 +1,7 @@
 """How the cost of a training step grows: time and memory, ours and PyTorch's.
 
-python benchmarks/growth.py --output benchmarks/results/growth.json
-python benchmarks/growth.py --output benchmarks/results/growth.json --redraw
+python benchmarks/growth.py --output benchmarks/results/growth.json \
+    --picture docs/pictures/growth.png
 
 One thing at a time is changed around one middle: tokens in a batch, length of its rows,
 layers in each stack, d_model (with d_ff = 4 · d_model and heads of 32), vocabulary. All
@@ -68,8 +68,8 @@ class Args:
 
     output: Path
     """JSON file for the numbers."""
-    picture: Path = Path("docs/pictures/growth.png")
-    """PNG file."""
+    picture: Path | None = None
+    """PNG file. Default: beside the JSON file, with its name."""
     device: Device = "cpu"
     """What is measured."""
     rounds: int = 5
@@ -354,8 +354,9 @@ def main(args: Args) -> None:
         keep_compiled_programs()
         check_possible(args.device)
         measure_all(args)
-    draw(json.loads(args.output.read_text(encoding="utf-8")), args.picture)
-    print(args.picture)
+    picture = args.picture or args.output.with_suffix(".png")
+    draw(json.loads(args.output.read_text(encoding="utf-8")), picture)
+    print(picture)
 
 
 if __name__ == "__main__":

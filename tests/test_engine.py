@@ -218,20 +218,48 @@ def test_a_plan_is_no_longer_and_no_wider_than_it_may_be():
     groups = plan_groups([5] * 30 + [40], positions=4096, longest=64, max_slots=4)
     assert [(len(group.indices), group.slots) for group in groups] == [(31, 4)]
 
+    # But an outlier does not make all histories as long as its own.
+    groups = plan_groups([5] * 30 + [200], positions=4096, longest=256, max_slots=4)
+    assert [(len(group.indices), group.length) for group in groups] == [
+        (4, 256),
+        (27, 32),
+    ]
 
-@pytest.mark.parametrize("penalty", [0.0, 0.2])
-def test_slots_become_as_short_as_their_sources(penalty, monkeypatch):
-    lengths = sorted(LENGTHS * 2, reverse=True)
-    search = SearchConfig(beam_size=2, coverage_penalty=penalty)
-    expected = found_by(make_decoder(search, width=4), make_sentences(lengths))
+
+@pytest.mark.parametrize("longest_first", [False, True])
+def test_slots_are_as_long_as_their_sources(longest_first, monkeypatch):
+    lengths = sorted(LENGTHS, reverse=longest_first)
+    search = SearchConfig(beam_size=2, coverage_penalty=0.2)
+    expected = found_by(make_decoder(search), make_sentences(lengths))
+    rooms = []
+
+    def refit(*parts, length, **rest):
+        rooms.append(length)
+        return slots.refit(*parts, length=length, **rest)
+
+    monkeypatch.setattr(engine, "refit", refit)
     monkeypatch.setattr(engine, "GROUP_LENGTHS", (4, 8, 16))
-    decoder = make_decoder(search, width=4)
+    decoder = make_decoder(search)
+    before = compiled(slots.prepare)
     for _ in range(2):
         found = found_by(decoder, make_sentences(lengths))
-        assert decoder.room == 4
         for one, other in zip(found, expected, strict=True):
             chex.assert_trees_all_equal(one.tokens, other.tokens)
             chex.assert_trees_all_close(one, other, atol=1e-4)
+    assert set(rooms) >= {8, 16}
+    assert decoder.room == (4 if longest_first else 16)
+    assert compiled(slots.prepare) - before <= 2  # sources are padded to 8 or 16
+
+
+def test_devices_share_a_queue_whose_sources_become_short(monkeypatch):
+    lengths = sorted(LENGTHS * 2, reverse=True)
+    expected = found_by(make_decoder(GREEDY), make_sentences(lengths))
+    monkeypatch.setattr(engine, "GROUP_LENGTHS", (4, 8, 16))
+    decoders = [make_decoder(GREEDY, device=each) for each in jax.devices()[:2]]
+    queue = deque(make_sentences(lengths))
+    found = sorted(side_by_side([each.run(queue, sharing=2) for each in decoders]))
+    for each, other in zip(found, expected, strict=True):
+        chex.assert_trees_all_equal(each.result.tokens, other.tokens)
 
 
 def test_tokens_are_the_same_without_scores():
@@ -244,6 +272,7 @@ def test_tokens_are_the_same_without_scores():
         assert each.result.lengths == other.lengths
         assert np.isnan(each.result.scores).all()
         assert np.isnan(each.result.log_probabilities).all()
+        assert np.isnan(each.result.token_log_probabilities).all()
 
 
 @METHODS

@@ -150,6 +150,13 @@ def test_an_option_that_is_off_is_not_in_the_program(method):
         assert len(lowered(make_plan(SearchConfig(**method), **rest))) > len(plain)
 
 
+@pytest.mark.parametrize("options", [{}, {"coverage_penalty": 0.2}])
+def test_nothing_is_spent_on_scores_that_nobody_asks_for(options):
+    plan = make_plan(SearchConfig(method="greedy", **options))
+    assert "stablehlo.log " in lowered(plan)
+    assert "stablehlo.log " not in lowered(plan._replace(scores=False))
+
+
 PHRASES = (((7, 8, 9),), (), ((20,), (5, 5)), ((11, 4), (4, 11), (21,)), ())
 
 

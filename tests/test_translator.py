@@ -73,6 +73,16 @@ def test_order_is_kept_and_batches_do_not_matter(search):
     assert_same(ours.translate(LINES, batch_tokens=1), together)
 
 
+@pytest.mark.parametrize("search", [GREEDY, BEAM], ids=["greedy", "beam"])
+def test_only_greedy_search_can_do_without_scores(search):
+    ours = make_translator(search)
+    found, expected = ours.translate(LINES, scores=False), ours.translate(LINES)
+    assert [each.tokens for each in found] == [each.tokens for each in expected]
+    for each in found:
+        numbers = [each.score, each.log_probability, *each.token_log_probabilities]
+        assert np.isnan(numbers).all() == (search is GREEDY)
+
+
 def test_as_many_lines_out_as_in():
     found = make_translator().translate(ODD_LINES)
     assert len(found) == len(ODD_LINES)

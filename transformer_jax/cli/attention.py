@@ -59,7 +59,8 @@ def run(args: Args) -> int:
     translator = Translator.load(args.checkpoint, step=args.step)
     translation = args.translation
     if translation is None:
-        translation = translator.translate([args.sentence])[0].text
+        (found,) = translator.translate([args.sentence], scores=False)
+        translation = found.text
     maps = attention_maps(
         translator.model,
         translator.params,

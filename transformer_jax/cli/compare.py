@@ -169,7 +169,7 @@ def _pairs(args: Args, first: "Translator") -> list[tuple[str, str]]:
     chunks = file_chunks(args.input) if args.input else ()
     lines = [line for chunk in chunks for line in chunk.lines]
     lines = [line for line in lines[: args.lines] if line.strip()]
-    made = first.translate(lines)
+    made = first.translate(lines, scores=False)
     return [(line, each.text) for line, each in zip(lines, made, strict=True)]
 
 

@@ -75,7 +75,8 @@ def run(args: Args) -> int:
 
 def translate(translator: "Translator", lines: Sequence[str]) -> list[str]:
     """The best translation of each line."""
-    return [found.text for found in translator.translate(list(lines))]
+    found = translator.translate(list(lines), scores=False)
+    return [each.text for each in found]
 
 
 def show(

@@ -49,14 +49,14 @@ def greedy_search(
     begins. `max_lengths` [B] bounds each target, end included (default: `max_length`;
     0: do not search); at its last place every target is forced to end, at the price of
     the end token's log-probability. The cache has R = B rows. The penalties only make
-    the score: see `beam_search`. Without `scores`, these and all log-probabilities are
-    nan, and nothing is spent on normalising logits. Tokens that `constraints` forbid
+    the score: see `beam_search`. Without `scores`, these and all log-probabilities of
+    what is found are 0, and nothing is spent on them. Tokens that `constraints` forbid
     are passed over; the others keep their log-probabilities. Where all are forbidden,
     nothing is found. A sentence's result does not depend on the others.
     """
     job = make_job(prefix, max_lengths, max_length=max_length)
     start = first_beams(job, cache, beam_size=1, n_best=1, max_length=max_length)
-    coverage = first_coverage(coverage_penalty, source_mask, 1)
+    coverage = first_coverage(coverage_penalty * scores, source_mask, 1)
     start = start._replace(coverage=coverage)
     penalties = penalty_table(length_penalty, alpha, max_length)
 
@@ -96,15 +96,12 @@ def advance_greedily(
     possible = going_on & ((compelled != FREE) | (best > -jnp.inf))
     tokens = jnp.where(compelled == FREE, tokens, compelled)  # [B, 1]
     lengths = beams.lengths + going_on[:, 0]
+    chosen = jnp.zeros(tokens.shape)
     if scores:
         chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
         chosen = chosen - jax.nn.logsumexp(logits, axis=-1)
-        total = jnp.where(possible, beams.log_probabilities + chosen, -jnp.inf)
-    else:
-        chosen = jnp.full(tokens.shape, jnp.nan)
-        total = jnp.where(possible, 0.0, -jnp.inf)  # dead or alive
-    found = total if scores else chosen
-    penalised = found / jnp.asarray(penalties)[lengths][:, None]
+    total = jnp.where(possible, beams.log_probabilities + chosen, -jnp.inf)
+    penalised = total / jnp.asarray(penalties)[lengths][:, None]
     if beams.coverage is not None:
         penalised += coverage_score(beams.coverage, coverage_penalty)
     histories, of_tokens = longer(beams, beams.parents, tokens, chosen)
@@ -113,7 +110,7 @@ def advance_greedily(
         tokens=histories[..., 1:],
         lengths=lengths[:, None],
         scores=penalised,
-        log_probabilities=found,
+        log_probabilities=total,
         token_log_probabilities=of_tokens,
     )
 

@@ -140,7 +140,8 @@ class Decoder:
                 break
             report = self._advance(more=bool(queue or self.following))
             # While the device is at work, the next ones are made ready.
-            self.following = self.following or self._prepare(queue, sharing)
+            if self.following is None:
+                self.following = self._prepare(queue, self._share(queue, sharing))
             yield from done
             report = jax.device_get(report)
             done = self._take_done(report)
@@ -155,11 +156,11 @@ class Decoder:
         self.taken = 0
         """How many of them have been taken in."""
         self.encoded: Slots | None = None
-        """What `waiting` is to the device, or those who waited last."""
+        """They on the device; after the last of them those before, who are not read."""
         self.following: Encoded | None = None
         """Those that wait next."""
         self.offer: Offer | None = None
-        self.room = self.length
+        self.room = padded_length(1, GROUP_LENGTHS, self.length)
         """S: source positions that the slots have now."""
         self.state = empty_slots(
             self.params,
@@ -169,16 +170,18 @@ class Decoder:
             length=self.room,
         )
 
-    def _prepare(self, queue: deque[Sentence], sharing: int) -> Encoded | None:
-        """Encodes the next sentences of the queue, if there are any; towards its end
-        fewer, so that all who share it end together."""
-        share = self.most_waiting
-        if sharing > 1:
-            share = min(share, max(share // 2, len(queue) // (2 * sharing), 1))
+    def _share(self, queue: deque[Sentence], sharing: int) -> int:
+        """Sentences to take now; towards the end of the queue fewer, so that all who
+        share it end together."""
+        most = self.most_waiting
+        return most if sharing == 1 else min(most, len(queue) // (2 * sharing))
+
+    def _prepare(self, queue: deque[Sentence], share: int) -> Encoded | None:
+        """Encodes the next sentences of the queue, up to `share`, if there are any."""
         sentences = _take(queue, share)
         if not sentences:
             return None
-        room = max(self.room, self._room_for(sentences))
+        room = self._room_for(sentences)
         slots = prepare(
             self.params,
             *stacked(sentences, rows=self.most_waiting, longest=room),
@@ -192,11 +195,15 @@ class Decoder:
     def _turn_to_next(self, queue: deque[Sentence], sharing: int) -> None:
         """Those that follow wait now, and the slots are as long as their sources, and
         those of the sentences in them, need."""
-        following = self.following or self._prepare(queue, sharing)
-        self.waiting, self.taken, self.following = [], 0, None
+        following, self.following = self.following, None
+        if following is None:
+            # Each time costs something, however few they are.
+            few = -(-self.most_waiting // 4)
+            following = self._prepare(queue, max(few, self._share(queue, sharing)))
+        self.waiting, self.taken = [], 0
         if following is None:
             return
-        self.waiting = following.sentences
+        self.waiting, self.encoded = following.sentences, None
         room = self._room_for([*filter(None, self.sentences), *self.waiting])
         self.encoded = self._refitted(following.slots, following.room, room)
         self.state = self._refitted(self.state, self.room, room)
@@ -292,11 +299,19 @@ class Decoder:
             for ticket, alive in zip(report.tickets, report.alive, strict=True)
         ]
         self.sentences = [None if each is None else owners[each] for each in tickets]
-        found = report.finished, report.effort
+        result = report.finished if self.plan.scores else unscored(report.finished)
+        found = result, report.effort
         return [
             Found(owners[i].index, *jax.tree.map(lambda x, i=i: x[i], found))
             for i in sorted(owners.keys() - set(tickets))
         ]
+
+
+def unscored(result: SearchResult) -> SearchResult:
+    """The targets alone, with nan for what nobody asked."""
+    names = "scores", "log_probabilities", "token_log_probabilities"
+    nothing = {name: np.full_like(getattr(result, name), np.nan) for name in names}
+    return result._replace(**nothing)
 
 
 def stacked(

@@ -20,7 +20,8 @@ class Hypothesis:
     text: str
     score: float
     """Log-probability over the length penalty (see `SearchConfig.length_penalty`); of
-    minimum Bayes risk, the expected utility."""
+    minimum Bayes risk, the expected utility. nan, as those below, where none was
+    asked."""
     log_probability: float
     """Of the whole translation, end token included, in nats."""
     tokens: tuple[str, ...]

@@ -38,7 +38,7 @@ class SearchPlan(NamedTuple):
     """C and W: most phrases that a target must hold, and most tokens of one; None: no
     target must hold any."""
     scores: bool = True
-    """Whether they are wanted; greedy search a token at a time can do without."""
+    """Whether scores are wanted; greedy search a token at a time can do without."""
     draft: Transformer | None = None
     """A smaller model that guesses, where `search.block` is above 1."""
 

@@ -33,8 +33,9 @@ def plan_groups(
 
     A group's length is the first of `GROUP_LENGTHS` that holds its longest sentence,
     but at most `longest`. Shorter ones fill its slots, and stay in the group where a
-    shorter length would have no more slots, or they are too few to fill these. Where
-    all sentences together do not fill the slots, there is a power of four of them.
+    shorter length would have no more slots and not be a quarter, or they are too few
+    to fill these. Where all sentences together do not fill the slots, there is a power
+    of four of them.
 
     >>> groups = plan_groups([70, 9, 3, 2, 4, 5], positions=128, longest=1024)
     >>> [(group.indices.tolist(), group.slots, group.length) for group in groups]
@@ -52,8 +53,9 @@ def plan_groups(
         stop = min(start + slots_at(length), len(order))
         while stop < len(order):
             shorter = padded_length(lengths[order[stop]], GROUP_LENGTHS, longest)
-            more = slots_at(shorter)
-            if slots_at(length) < more <= len(order) - stop:
+            wanted = slots_at(shorter)
+            pays = wanted > slots_at(length) or 4 * shorter <= length
+            if pays and len(order) - stop >= wanted:
                 break
             stop += 1
         slots = min(slots_at(length), next_power_of_four(stop - start))

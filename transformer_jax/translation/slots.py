@@ -1,8 +1,8 @@
 """The slots of a device, and the few programs that work on them.
 
-Each is compiled once for each shape, and works in place: only what is new is written.
-Sentences that wait are encoded beforehand, and take the place of those that are done
-inside the program, so that the device need not come back for each of them.
+Each is compiled once for each shape. Searching is done in place: only what is new is
+written. Sentences that wait are encoded beforehand, and take the place of those that
+are done inside the program, so that the device need not come back for each of them.
 """
 
 import functools
@@ -156,11 +156,11 @@ def refit(
     plan: SearchPlan,
     length: int,
 ) -> tuple[Memory, Array | None]:
-    """What the slots know of their sources, with S = `length`."""
+    """What the slots know of their sources, with S = `length`; padding is covered."""
     sentences = jax.tree.leaves(memory)[0].shape[0]
     whole = _memory_like(params, model, plan, sentences, length)
     if coverage is not None:
-        coverage = _fitted(coverage, (coverage.shape[1], length))
+        coverage = _fitted(coverage, (coverage.shape[1], length), behind=1)
     return jax.tree.map(lambda x, y: _fitted(x, y.shape[1:]), memory, whole), coverage
 
 
@@ -359,18 +359,18 @@ def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
         n_best=plan.search.n_best,
         max_length=plan.max_length,
     )
-    if not plan.search.coverage_penalty:
+    if not (plan.search.coverage_penalty and plan.scores):
         return beams
     source_mask = segment_ids_of(memory) > 0
     coverage = first_coverage(plan.search.coverage_penalty, source_mask, plan.beams)
     return beams._replace(coverage=coverage)
 
 
-def _fitted(x: Array, sizes: Sequence[int]) -> Array:
-    """x [B, …] cut to these sizes of all axes but the first, or with zeros behind."""
+def _fitted(x: Array, sizes: Sequence[int], behind: float = 0) -> Array:
+    """x [B, …] cut to these sizes of all axes but the first, or with more `behind`."""
     x = x[:, *map(slice, sizes)]
-    more = zip(x.shape[1:], sizes, strict=True)
-    return jnp.pad(x, [(0, 0), *((0, large - small) for small, large in more)])
+    more = [(0, size - held) for held, size in zip(x.shape[1:], sizes, strict=True)]
+    return jnp.pad(x, [(0, 0), *more], constant_values=behind)
 
 
 def _each_cache(change: Callable[[DecoderCache], DecoderCache], cache: Cache) -> Cache:

@@ -148,8 +148,8 @@ class Translator:
         `phrases` are what the translations must hold, some or none for each line; their
         length too comes on top, and beam search alone knows them. Where a translation
         lacks some, they are its `missing`, and a warning is logged. Without `scores`
-        greedy search is faster, as it need not normalise; scores and log-probabilities
-        are then nan.
+        greedy search a token at a time is faster, as it need not normalise; its scores
+        and log-probabilities are then nan.
         """
         search = search or self.search
         numbers = range(first_line, first_line + len(lines))
@@ -234,6 +234,7 @@ class Translator:
         must hold, a list for each source or none at all.
 
         Samples are drawn by the `numbers` of the sources (default: their places).
+        `scores`: see `translate`.
         While those that are done are used, the devices go on with the others.
         """
         search = search or self.search
