@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -156,15 +156,20 @@ def run(args: Args) -> int:
             out.flush()
             damaged += [done + place + 1 for place in chunk.damaged]
             done += len(chunk.lines)
+    _warn_of_damaged(damaged, done)
+    return 0
+
+
+def _warn_of_damaged(damaged: Sequence[int], count: int) -> None:
+    """Says how many lines of `count` were."""
     if damaged:
         logger.warning(
             "%d of %d lines held bytes that are not UTF-8, which were replaced by "
             "U+FFFD. The first is line %d.",
             len(damaged),
-            done,
+            count,
             damaged[0],
         )
-    return 0
 
 
 def _load(args: Args) -> "Translator":

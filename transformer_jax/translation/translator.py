@@ -142,14 +142,12 @@ class Translator:
         Samples of a line depend on the seed and the line's number, not on other lines.
         With a `shortlist` each line may use only the tokens that it names for it.
         `progress` shows a bar on stderr, or is called with the number of lines done.
-
-        `prefixes` are what the translations begin with, one for each line (None or
-        blank: nothing); they are part of the result, and come on top of its length.
-        `phrases` are what the translations must hold, some or none for each line; their
-        length too comes on top, and beam search alone knows them. Where a translation
-        lacks some, they are its `missing`, and a warning is logged. Without `scores`
-        greedy search a token at a time is faster, as it need not normalise; its scores
-        and log-probabilities are then nan.
+        `prefixes` are what the translations begin with (None or blank: nothing), and
+        part of them; `phrases` what they must hold, which beam search alone knows: one
+        prefix and some or no phrases for each line. Their length comes on top. Phrases
+        that a translation lacks are its `missing`, and a warning is logged. Without
+        `scores` greedy search a token at a time is faster, as it need not normalise;
+        its scores and log-probabilities are then nan.
         """
         search = search or self.search
         numbers = range(first_line, first_line + len(lines))
@@ -233,9 +231,9 @@ class Translator:
         targets begin with, one for each source or none at all; `phrases` ids that they
         must hold, a list for each source or none at all.
 
-        Samples are drawn by the `numbers` of the sources (default: their places).
-        `scores`: see `translate`.
-        While those that are done are used, the devices go on with the others.
+        Samples are drawn by the `numbers` of the sources (default: their places). For
+        `scores` see `translate`. While those that are done are used, the devices go on
+        with the others.
         """
         search = search or self.search
         numbers = numbers or range(len(sources))
@@ -251,9 +249,7 @@ class Translator:
         for group in groups:
             width = prefix_width([prefixes[index] for index in group.indices])
             asked = [phrases[index] for index in group.indices]
-            plan = self._plan(group.length, search, width, asked)
-            if search.method == "greedy" and search.block == 1:
-                plan = plan._replace(scores=scores)
+            plan = self._plan(group.length, search, width, asked, scores)
             if shortlist is not None:
                 check_shortlist(plan, self.model)
                 # What is never wanted is left out of every list.
@@ -324,6 +320,7 @@ class Translator:
         search: SearchConfig,
         width: int,
         phrases: Sequence[Sequence[Sequence[int]]] = (),
+        scores: bool = True,
     ) -> SearchPlan:
         """What searches of sources of up to that many tokens are compiled for, with
         prefixes of up to `width` tokens, the start token included, and such phrases."""
@@ -348,6 +345,7 @@ class Translator:
             prefix_width=min(width, max_length),
             banned_sequences=sequences,
             phrases=shape,
+            scores=scores or search.method != "greedy" or search.block > 1,
             draft=self.draft and self.draft.model,
         )
 
