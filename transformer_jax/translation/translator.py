@@ -173,10 +173,8 @@ class Translator:
                 scores=scores,
             ):
                 line = places[each.index]
-                asked, long = required[line], line in cut
-                found[line] = translation_of(
-                    each.result, self.tokenizer, search, required=asked, truncated=long
-                )
+                rest = {"required": required[line], "truncated": line in cut}
+                found[line] = translation_of(each.result, tokenizer, search, **rest)
                 update(1)
         warn_of_missing(found, first_line)
         return found
