@@ -32,10 +32,10 @@ def plan_groups(
     """Longest sentences first, as many slots as `positions` allow at their length.
 
     A group's length is the first of `GROUP_LENGTHS` that holds its longest sentence,
-    but at most `longest`. Shorter ones fill its slots, and stay in the group where a
-    shorter length would have no more slots and not be a quarter, or they are too few
-    to fill these. Where all sentences together do not fill the slots, there is a power
-    of four of them.
+    but at most `longest`. Shorter ones fill its slots, and stay in the group unless
+    their own length is a quarter at most or has more slots, and they can fill these.
+    Where all sentences together do not fill the slots, there is a power of four of
+    them.
 
     >>> groups = plan_groups([70, 9, 3, 2, 4, 5], positions=128, longest=1024)
     >>> [(group.indices.tolist(), group.slots, group.length) for group in groups]
