@@ -17,8 +17,9 @@ from transformer_jax.testing import (
     tiny_tokenizer,
 )
 from transformer_jax.translation import engine, slots
-from transformer_jax.translation.engine import Decoder, Found, Sentence
+from transformer_jax.translation.engine import Decoder, Found
 from transformer_jax.translation.methods import SearchPlan
+from transformer_jax.translation.sentences import Sentence
 from transformer_jax.translation.translator import Translator
 
 SMALL = {"num_encoder_layers": 1, "num_decoder_layers": 1, "norm_position": "pre"}

@@ -19,13 +19,10 @@ from transformer_jax.search.greedy import greedy_search
 from transformer_jax.search.result import SearchResult
 from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model
 from transformer_jax.translation import engine, slots
-from transformer_jax.translation.engine import (
-    Decoder,
-    Sentence,
-    side_by_side,
-)
+from transformer_jax.translation.engine import Decoder, side_by_side
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import GROUP_LENGTHS, plan_groups
+from transformer_jax.translation.sentences import Sentence
 
 LENGTHS = (3, 9, 1, 12, 5, 7, 2, 11, 4, 8, 6, 10, 3, 5, 9, 2, 7)
 GREEDY = SearchConfig(method="greedy")
@@ -275,15 +272,44 @@ def test_tokens_are_the_same_without_scores():
         assert np.isnan(each.result.token_log_probabilities).all()
 
 
-@METHODS
-def test_the_last_sentences_move_into_fewer_slots(search, monkeypatch):
-    sentences = make_sentences(LENGTHS * 2)
+SIDING_OPTIONS = {
+    "greedy": GREEDY,
+    "beam": BEAM,
+    "coverage": SearchConfig(beam_size=2, coverage_penalty=0.2),
+    "blocks": SearchConfig(method="greedy", block=3),
+    "sampling": SearchConfig(method="sampling", beam_size=2, seed=3),
+}
+
+
+@pytest.mark.parametrize("search", SIDING_OPTIONS.values(), ids=SIDING_OPTIONS.keys())
+def test_laggards_and_the_last_ones_go_on_in_a_siding(search, monkeypatch):
+    sentences = make_sentences(LENGTHS * 3)
+    if search.method == "sampling":
+        sentences = [each._replace(draw=(3, each.index)) for each in sentences]
     expected = found_by(make_decoder(search), sentences)
-    monkeypatch.setattr(engine, "FEWEST_TO_MOVE", 8)
+    aside = []
+
+    def put_aside(siding, state, places, into):
+        aside.append((places < len(state.beams.lengths)).sum())
+        return slots.put_aside(siding, state, places, into)
+
+    monkeypatch.setattr(engine, "put_aside", put_aside)
+    monkeypatch.setattr(engine, "GROUP_LENGTHS", (4, 8, 16))
+    for module in (engine, slots):
+        monkeypatch.setattr(module, "FIRST_CACHE", 4)
     decoder = make_decoder(search, width=16)
     for _ in range(2):
+        aside.clear()
         found = found_by(decoder, sentences)
-        assert len(decoder.sentences) < 16
+        assert len(aside) > 1, "none but the last ones went aside"
+        assert decoder.siding is not None
+        assert decoder.siding.slots == 4
         for one, other in zip(found, expected, strict=True):
             chex.assert_trees_all_equal(one.tokens, other.tokens)
             chex.assert_trees_all_close(one, other, atol=1e-4)
+
+
+def test_few_sentences_have_no_siding():
+    decoder = make_decoder(GREEDY, width=16)
+    found_by(decoder, make_sentences())
+    assert decoder.siding is None

@@ -21,8 +21,9 @@ from transformer_jax.search.beams import FREE
 from transformer_jax.search.greedy import greedy_search
 from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model
 from transformer_jax.translation import slots
-from transformer_jax.translation.engine import Decoder, Sentence, stacked_jobs
+from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan, constraints_of
+from transformer_jax.translation.sentences import Sentence, stacked_jobs
 
 EOS, START, MAX_LENGTH, WIDTH = 2, 1, 24, 4
 OPTIONS: dict[str, Any] = {

@@ -35,8 +35,9 @@ from transformer_jax.testing import (
 )
 from transformer_jax.translation import engine, slots
 from transformer_jax.translation import shortlist as shortlists
-from transformer_jax.translation.engine import Decoder, Sentence
+from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan
+from transformer_jax.translation.sentences import Sentence
 from transformer_jax.translation.shortlist import (
     NONE,
     Shortlist,

@@ -96,6 +96,26 @@ def chosen_cache(cache: DecoderCache, sentences: Array) -> DecoderCache:
     )
 
 
+def placed_cache(
+    cache: DecoderCache, other: DecoderCache, places: Array
+) -> DecoderCache:
+    """The cache with the sentences of another, as long as it, at `places` [B'] of its
+    own; B: nowhere."""
+    rows, length = cache.ancestors.shape
+
+    def placed(x: Array, y: Array) -> Array:
+        return x.at[places].set(y, mode="drop")
+
+    def by_sentence(ancestors: Array) -> Array:
+        return ancestors.reshape(-1, cache.beams, length)
+
+    ancestors = placed(by_sentence(cache.ancestors), by_sentence(other.ancestors))
+    return DecoderCache(
+        layers=jax.tree.map(placed, cache.layers, other.layers),
+        ancestors=ancestors.reshape(rows, length),
+    )
+
+
 def resized_cache(cache: DecoderCache, max_length: int) -> DecoderCache:
     """A cache with room for `max_length` tokens; what is beyond them is lost."""
     length = cache.ancestors.shape[1]

@@ -2,7 +2,8 @@
 
 A device has B slots with one sentence each. P others are encoded, and wait until some
 are done and leave their slots to them. When none waits, or the cache is too short for a
-sentence, the device comes back with what it has found.
+sentence, the device comes back with what it has found. A few that take much longer than
+the others, and the last ones, go on in a siding of B/4 slots.
 """
 
 import threading
@@ -14,16 +15,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax.search.beams import FREE, Job
 from transformer_jax.search.parallel_greedy import Effort
 from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import (
     GROUP_LENGTHS,
-    SOURCE_LENGTHS,
     padded_length,
     room_for,
+)
+from transformer_jax.translation.sentences import (
+    Sentence,
+    stacked,
+    stacked_jobs,
+    take,
 )
 from transformer_jax.translation.shortlist import joint_choice
 from transformer_jax.translation.slots import (
@@ -35,8 +40,8 @@ from transformer_jax.translation.slots import (
     empty_slots,
     free_at_least,
     make_offer,
-    move,
     prepare,
+    put_aside,
     refit,
     resize,
 )
@@ -44,28 +49,8 @@ from transformer_jax.types import Params
 
 MOST_WAITING = 32
 """Sentences that are encoded together, and then wait for a slot."""
-FEWEST_TO_MOVE = 32
-"""As many slots move together when most of them are empty."""
-
-
-class Sentence(NamedTuple):
-    """One sentence to be translated."""
-
-    index: int
-    """The caller's number of it."""
-    inputs: np.ndarray
-    """[S] int32, as the model reads them."""
-    max_length: int
-    """Most target tokens, end included."""
-    prefix: tuple[int, ...] = ()
-    """Tokens that the target begins with, without the start token."""
-    draw: tuple[int, int] = (0, 0)
-    """The seed and the sentence's number, by which its samples are drawn."""
-    candidates: np.ndarray | None = None
-    """Sorted token ids that it may use, the end among them; the prefix is besides. All
-    sentences of a queue have some, or none has."""
-    phrases: tuple[tuple[int, ...], ...] = ()
-    """What its targets must hold."""
+FEWEST_WITH_SIDING = 16
+"""So many slots have a siding, if there are twice as many sentences."""
 
 
 class Found(NamedTuple):
@@ -120,6 +105,7 @@ class Decoder:
         self.slots = slots
         self.most_waiting = min(slots, MOST_WAITING)
         """P"""
+        self.siding: Decoder | None = None
         self._clear()
 
     def run(self, queue: deque[Sentence], *, sharing: int = 1) -> Iterator[Found]:
@@ -128,10 +114,15 @@ class Decoder:
 
         While some are handed out, the device goes on with the others.
         """
-        # An earlier run moved together at its end, or was not read to its end.
-        busy = any(self.sentences) or self.taken < len(self.waiting)
-        if busy or len(self.sentences) < self.slots:
-            self._clear()
+        if any(self.sentences) or self.taken < len(self.waiting):
+            self._clear()  # an earlier run was not read to its end
+        self.siding = None
+        if self.slots >= FEWEST_WITH_SIDING and len(queue) >= 2 * self.slots:
+            self.siding = self._beside()
+        yield from self._search(queue, sharing)
+
+    def _search(self, queue: deque[Sentence], sharing: int = 1) -> Iterator[Found]:
+        """Goes on with those in the slots and those in the queue until all are done."""
         done: list[Found] = []
         while True:
             if self.taken == len(self.waiting):
@@ -145,9 +136,14 @@ class Decoder:
             yield from done
             report = jax.device_get(report)
             done = self._take_done(report)
-            self._fit(int(report.longest), more=bool(queue or self.following))
+            more = bool(queue or self.following) or self.taken < len(self.waiting)
+            if self.siding is not None:
+                yield from self._set_aside(self.siding, report.lengths, more=more)
+            self._fit_cache(report.lengths)
         self.encoded = self.offer = None  # their memory
         yield from done
+        if self.siding is not None:
+            yield from self.siding._search(deque())
 
     def _clear(self) -> None:
         """No sentence is in the slots, and none waits."""
@@ -156,7 +152,8 @@ class Decoder:
         self.taken = 0
         """How many of them have been taken in."""
         self.encoded: Slots | None = None
-        """They on the device; after the last of them those before, who are not read."""
+        """They on the device; after the last of them those before, who are not read.
+        None where nobody ever waited."""
         self.following: Encoded | None = None
         """Those that wait next."""
         self.offer: Offer | None = None
@@ -178,7 +175,7 @@ class Decoder:
 
     def _prepare(self, queue: deque[Sentence], share: int) -> Encoded | None:
         """Encodes the next sentences of the queue, up to `share`, if there are any."""
-        sentences = _take(queue, share)
+        sentences = take(queue, share)
         if not sentences:
             return None
         room = self._room_for(sentences)
@@ -231,35 +228,85 @@ class Decoder:
 
     def _enough(self, more: bool) -> int:
         """Sentences that may be alive when the device comes back."""
-        slots = len(self.sentences)
         if more:
-            return slots - free_at_least(slots)
-        return slots // 4 if slots >= FEWEST_TO_MOVE else 0
+            return self.slots - free_at_least(self.slots)
+        return self.siding.slots if self.siding is not None else 0
 
-    def _fit(self, longest: int, *, more: bool) -> None:
-        """Makes the cache as long as its sentences need, and moves the last ones into
-        fewer slots."""
-        room = self.state.beams.cache.ancestors.shape[1]
+    def _beside(self) -> "Decoder":
+        """A siding, and a siding for it, if it has so many slots."""
+        siding = Decoder(
+            self.model,
+            self.params,
+            self.plan,
+            slots=self.slots // 4,
+            length=self.length,
+        )
+        if siding.slots >= FEWEST_WITH_SIDING:
+            siding.siding = siding._beside()
+        return siding
+
+    def _set_aside(
+        self, siding: "Decoder", lengths: np.ndarray, *, more: bool
+    ) -> Iterator[Found]:
+        """Sentences that are too long for the cache go to the siding, if they are few;
+        and so do the last ones, when no `more` come. Target lengths [B]."""
+        going = [i for i, each in enumerate(self.sentences) if each is not None]
+        if more or len(going) > siding.slots:
+            going = [i for i in going if lengths[i] >= self.cache_length]
+        if not 0 < len(going) <= siding.slots:
+            return
+        if len(going) > siding.sentences.count(None):
+            yield from siding._search(deque())
+        siding._take_over(self, going, int(lengths[going].max()))
+
+    def _take_over(self, other: "Decoder", slots: Sequence[int], longest: int) -> None:
+        """Sentences in some slots of another, of up to `longest` target tokens, go on
+        in free ones here."""
+        room = max(self.room, other.room) if any(self.sentences) else other.room
+        self.state = self._refitted(self.state, self.room, room)
+        self.room = room
+        self._resize(max(self.cache_length, self._cache_for(longest + 1)))
+        free = [i for i, each in enumerate(self.sentences) if each is None]
+        nobody = self.slots - len(slots)
+        self.state, other.state = put_aside(
+            self.state,
+            other.state,
+            np.array([*slots, *[other.slots] * nobody], np.int32),
+            np.array([*free[: len(slots)], *[self.slots] * nobody], np.int32),
+        )
+        for slot, place in zip(slots, free, strict=False):
+            self.sentences[place] = other.sentences[slot]
+            other.sentences[slot] = None
+
+    @property
+    def cache_length(self) -> int:
+        """T"""
+        return self.state.beams.cache.ancestors.shape[1]
+
+    def _cache_for(self, tokens: int) -> int:
+        """T for so many tokens."""
+        return min(room_for(tokens, FIRST_CACHE), self.plan.max_length)
+
+    def _fit_cache(self, lengths: np.ndarray) -> None:
+        """Makes the cache as long as the sentences in the slots need: target lengths
+        [B]."""
+        here = [each is not None for each in self.sentences]
+        longest, room = int(lengths[here].max(initial=0)), self.cache_length
         if longest >= room:
-            length = min(room_for(room + 1, FIRST_CACHE), self.plan.max_length)
+            self._resize(self._cache_for(room + 1))
         else:
-            length = min(room_for(longest * 4 // 3 + 1, FIRST_CACHE), room)
-        running = [i for i, each in enumerate(self.sentences) if each is not None]
-        slots = len(self.sentences)
-        last = not more and self.taken == len(self.waiting)
-        if last and running and slots >= FEWEST_TO_MOVE and len(running) <= slots // 4:
-            free = [i for i, each in enumerate(self.sentences) if each is None]
-            kept = (running + free)[: slots // 4]
-            self.sentences = [self.sentences[i] for i in kept]
-            self.state = move(self.state, np.array(kept, np.int32))
-        if length != room:
+            self._resize(min(self._cache_for(longest * 4 // 3 + 1), room))
+
+    def _resize(self, length: int) -> None:
+        """Gives the cache this length."""
+        if length != self.cache_length:
             beams = self.state.beams
             beams = beams._replace(cache=resize(beams.cache, length=length))
             self.state = self.state._replace(beams=beams)
 
     def _offer(self) -> Offer | None:
         """What the sentences may choose from, if it is not everything."""
-        nobody = self.most_waiting - len(self.waiting)
+        nobody = self.most_waiting - len(self.waiting) if self.encoded else 0
         lists = [
             None
             if each is None or each.candidates is None
@@ -289,7 +336,7 @@ class Decoder:
 
     def _take_done(self, report: Report) -> list[Found]:
         """Those that are done; the others stay in the slots that they have now."""
-        slots, last = len(self.sentences), int(report.taken)
+        slots, last = self.slots, int(report.taken)
         owners = {i: each for i, each in enumerate(self.sentences) if each is not None}
         for place in range(self.taken, last):
             owners[slots + place] = self.waiting[place]
@@ -312,48 +359,6 @@ def unscored(result: SearchResult) -> SearchResult:
     names = "scores", "log_probabilities", "token_log_probabilities"
     nothing = {name: np.full_like(getattr(result, name), np.nan) for name in names}
     return result._replace(**nothing)
-
-
-def stacked(
-    sentences: Sequence[Sentence], *, rows: int, longest: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sources and their segment ids [P, S], in one of a few shapes; rows without a
-    sentence are all padding."""
-    needed = max(len(each.inputs) for each in sentences)
-    length = padded_length(needed, SOURCE_LENGTHS, longest)
-    inputs, segment_ids = np.zeros((2, rows, length), np.int32)
-    for row, sentence in enumerate(sentences):
-        inputs[row, : len(sentence.inputs)] = sentence.inputs
-        segment_ids[row, : len(sentence.inputs)] = 1
-    return inputs, segment_ids
-
-
-def stacked_jobs(sentences: Sequence[Sentence], *, rows: int, plan: SearchPlan) -> Job:
-    """What is asked for each; nothing where there is no sentence."""
-    prefix: Any = np.full((rows, plan.prefix_width), FREE, np.int32)
-    prefix[:, 0] = plan.start_id
-    max_lengths: Any = np.zeros(rows, np.int32)
-    draws: Any = np.zeros((rows, 2), np.uint32) if plan.draws else None
-    phrases: Any = plan.phrases and np.full((rows, *plan.phrases), FREE, np.int32)
-    for row, sentence in enumerate(sentences):
-        prefix[row, 1 : 1 + len(sentence.prefix)] = sentence.prefix
-        max_lengths[row] = sentence.max_length
-        if draws is not None:
-            draws[row] = sentence.draw
-        for place, phrase in enumerate(sentence.phrases):
-            phrases[row, place, : len(phrase)] = phrase
-    return Job(prefix, max_lengths, draws, phrases)
-
-
-def _take(queue: deque[Sentence], count: int) -> list[Sentence]:
-    """Up to `count` sentences; another thread may take the last ones first."""
-    taken: list[Any] = []
-    while len(taken) < count:
-        try:
-            taken.append(queue.popleft())
-        except IndexError:
-            break
-    return taken
 
 
 def side_by_side(searches: Sequence[Iterator[Found]]) -> Iterator[Found]:

@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.cache import DecoderCache, chosen_cache, resized_cache
+from transformer_jax.models.cache import (
+    DecoderCache,
+    chosen_cache,
+    placed_cache,
+    resized_cache,
+)
 from transformer_jax.search.beams import (
     FREE,
     Beams,
@@ -77,8 +82,8 @@ class Report(NamedTuple):
     """[B]: sentences that are not done."""
     taken: Array
     """[]: how many of those that waited have been taken in."""
-    longest: Array
-    """[]: most target tokens that one of them has, or guesses ahead of them."""
+    lengths: Array
+    """[B]: target tokens that each of them has, or guesses ahead of them; else 0."""
     finished: SearchResult
     """[B + P, …], by ticket."""
     effort: Effort | None
@@ -141,7 +146,7 @@ def prepare(
     """
     memory = encode_all(model, plan.draft, params, inputs, segment_ids)
     whole = _memory_like(params, model, plan, len(inputs), length)
-    memory = jax.tree.map(lambda x, y: _fitted(x, y.shape[1:]), memory, whole)
+    memory, _ = _as_long_as(whole, memory, None)
     beams = _first_beams(plan, job, memory)
     return Slots(beams, memory, nothing_ahead(plan, beams))
 
@@ -159,9 +164,7 @@ def refit(
     """What the slots know of their sources, with S = `length`; padding is covered."""
     sentences = jax.tree.leaves(memory)[0].shape[0]
     whole = _memory_like(params, model, plan, sentences, length)
-    if coverage is not None:
-        coverage = _fitted(coverage, (coverage.shape[1], length), behind=1)
-    return jax.tree.map(lambda x, y: _fitted(x, y.shape[1:]), memory, whole), coverage
+    return _as_long_as(whole, memory, coverage)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -177,7 +180,7 @@ def make_offer(params: Params, ids: Array, allowed: Array, *, model: Any) -> Off
 def advance(
     params: Params,
     state: Slots,
-    waiting: Slots,
+    waiting: Slots | None,
     places: Array,
     enough: Array,
     offer: Offer | None = None,
@@ -185,28 +188,29 @@ def advance(
     model: AnyModel,
     plan: SearchPlan,
 ) -> tuple[Slots, Report]:
-    """Searches on until those of `waiting` are all taken in and no more than `enough`
-    sentences are alive, or the cache is too short for one of them.
+    """Searches on until those of `waiting`, if there are any, are all taken in and no
+    more than `enough` sentences are alive, or the cache is too short for one of them.
 
     `places` [2]: the first of those that still wait, and the place after the last.
     """
     room = state.beams.cache.ancestors.shape[1]
     free = free_at_least(_count(state))
 
-    def longest(beams: Beams) -> Array:
-        lengths = jnp.where(alive(beams), beams.lengths, 0)
-        return lengths.max() + plan.search.block - 1
+    def lengths(beams: Beams) -> Array:
+        ahead = plan.search.block - 1
+        return jnp.where(alive(beams), beams.lengths + ahead, 0)
 
     def has_room(beams: Beams) -> Array:
         # Where the cache is whole, only guesses beyond the last place lack room.
-        return jnp.bool_(room >= plan.max_length) | (longest(beams) < room)
+        return jnp.bool_(room >= plan.max_length) | jnp.all(lengths(beams) < room)
 
     def going_on(now: Stand) -> Array:
         wanted = (now.taken < places[1]) | (alive(now.slots.beams).sum() > enough)
         return wanted & has_room(now.slots.beams)
 
     def go_on(now: Stand) -> Stand:
-        now = _take_in(now, waiting, places[1], offer and offer.choice)
+        if waiting is not None:
+            now = _take_in(now, waiting, places[1], offer and offer.choice)
         most = jnp.where(now.taken < places[1], _count(state) - free, enough)
         slots = _search_while(
             lambda beams: (alive(beams).sum() > most) & has_room(beams),
@@ -223,15 +227,15 @@ def advance(
     end = jax.lax.while_loop(going_on, go_on, start)
     delivered = replace_sentences(end.delivered, _results(end.slots), end.tickets)
     beams = end.slots.beams
-    report = Report(end.tickets, alive(beams), end.taken, longest(beams), *delivered)
+    report = Report(end.tickets, alive(beams), end.taken, lengths(beams), *delivered)
     return end.slots, report
 
 
 def _first_stand(
-    state: Slots, waiting: Slots, first: Array, choice: Choice | None
+    state: Slots, waiting: Slots | None, first: Array, choice: Choice | None
 ) -> Stand:
     """Nobody has been taken in yet."""
-    count = _count(state) + _count(waiting)
+    count = _count(state) + (0 if waiting is None else _count(waiting))
     delivered = jax.tree.map(
         lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), _results(state)
     )
@@ -307,13 +311,32 @@ def _search_while(
     return Slots(beams, memory, ahead)
 
 
-@jax.jit
-def move(state: Slots, slots: Array) -> Slots:
-    """Some `slots` [B'] alone."""
-    cache = _each_cache(lambda each: chosen_cache(each, slots), state.beams.cache)
-    rest = state._replace(beams=state.beams._replace(cache=None))
-    rest = jax.tree.map(lambda x: x[slots], rest)
-    return rest._replace(beams=rest.beams._replace(cache=cache))
+@functools.partial(jax.jit, donate_argnames=("siding", "state"))
+def put_aside(
+    siding: Slots, state: Slots, slots: Array, into: Array
+) -> tuple[Slots, Slots]:
+    """Moves the sentences in some `slots` [P] of the state to the slots `into` [P] of
+    the siding, whose caches are long enough for them; B of either: nobody."""
+    there = jnp.minimum(slots, _count(state) - 1)
+
+    def placed(mine: DecoderCache, others: DecoderCache) -> DecoderCache:
+        coming = resized_cache(chosen_cache(others, there), mine.ancestors.shape[1])
+        return placed_cache(mine, coming, into)
+
+    caches = siding.beams.cache, state.beams.cache
+    cache = _each_cache(placed, *caches)
+    rest = siding._replace(beams=siding.beams._replace(cache=None))
+    coming = state._replace(beams=state.beams._replace(cache=None))
+    coming = jax.tree.map(lambda x: x[there], coming)
+    memory, coverage = _as_long_as(rest.memory, coming.memory, coming.beams.coverage)
+    coming = coming._replace(
+        beams=coming.beams._replace(coverage=coverage), memory=memory
+    )
+    rest = replace_sentences(rest, coming, into)
+    siding = rest._replace(beams=rest.beams._replace(cache=cache))
+    left = state.beams.log_probabilities.at[slots].set(-jnp.inf, mode="drop")
+    beams = state.beams._replace(log_probabilities=left)
+    return siding, state._replace(beams=beams)
 
 
 @functools.partial(jax.jit, static_argnames=("length",))
@@ -339,6 +362,17 @@ def _memory_like(
     ids = jax.ShapeDtypeStruct((sentences, length), jnp.int32)
     encode = functools.partial(encode_all, model, plan.draft)
     return jax.eval_shape(encode, params, ids, ids)
+
+
+def _as_long_as(
+    like: Memory, memory: Memory, coverage: Array | None
+) -> tuple[Memory, Array | None]:
+    """Memory with as many source positions as another's, and its coverage [B, K, S], in
+    which padding is covered."""
+    if coverage is not None:
+        length = segment_ids_of(like).shape[1]
+        coverage = _fitted(coverage, (coverage.shape[1], length), behind=1)
+    return jax.tree.map(lambda x, y: _fitted(x, y.shape[1:]), memory, like), coverage
 
 
 def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
@@ -373,6 +407,6 @@ def _fitted(x: Array, sizes: Sequence[int], behind: float = 0) -> Array:
     return jnp.pad(x, [(0, 0), *more], constant_values=behind)
 
 
-def _each_cache(change: Callable[[DecoderCache], DecoderCache], cache: Cache) -> Cache:
-    """Changes that of each model."""
-    return jax.tree.map(change, cache, is_leaf=lambda x: isinstance(x, DecoderCache))
+def _each_cache(change: Callable[..., DecoderCache], *caches: Cache) -> Cache:
+    """What that of each model becomes."""
+    return jax.tree.map(change, *caches, is_leaf=lambda x: isinstance(x, DecoderCache))
