@@ -36,7 +36,7 @@ from transformer_jax.compilation import keep_compiled_programs
 from transformer_jax.config import SearchConfig
 from transformer_jax.parallel import devices_side_by_side
 from transformer_jax.trainer.reporting import environment
-from transformer_jax.translation.engine import Found
+from transformer_jax.translation.sentences import Found
 from transformer_jax.translation.translator import Translator
 
 PLAIN = "greedy"

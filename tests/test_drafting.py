@@ -17,9 +17,9 @@ from transformer_jax.testing import (
     tiny_tokenizer,
 )
 from transformer_jax.translation import engine, slots
-from transformer_jax.translation.engine import Decoder, Found
+from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan
-from transformer_jax.translation.sentences import Sentence
+from transformer_jax.translation.sentences import Found, Sentence
 from transformer_jax.translation.translator import Translator
 
 SMALL = {"num_encoder_layers": 1, "num_decoder_layers": 1, "norm_position": "pre"}
@@ -76,8 +76,7 @@ def test_slots_that_are_filled_again_and_caches_that_grow(greedy, drafted, monke
         return slots.resize(cache, length=length)
 
     monkeypatch.setattr(engine, "resize", resize)
-    for module in (engine, slots):
-        monkeypatch.setattr(module, "FIRST_CACHE", 8)
+    monkeypatch.setattr(engine, "FIRST_CACHE", 8)
     sentences = make_sentences()
     found = found_by(IN_BLOCKS, sentences, drafted=drafted)
     assert max(lengths) == MAX_LENGTH

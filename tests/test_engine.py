@@ -19,10 +19,11 @@ from transformer_jax.search.greedy import greedy_search
 from transformer_jax.search.result import SearchResult
 from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model
 from transformer_jax.translation import engine, slots
-from transformer_jax.translation.engine import Decoder, side_by_side
+from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import GROUP_LENGTHS, plan_groups
 from transformer_jax.translation.sentences import Sentence
+from transformer_jax.translation.side_by_side import side_by_side
 
 LENGTHS = (3, 9, 1, 12, 5, 7, 2, 11, 4, 8, 6, 10, 3, 5, 9, 2, 7)
 GREEDY = SearchConfig(method="greedy")
@@ -128,8 +129,7 @@ def test_the_cache_grows_with_its_sentences(monkeypatch):
         return slots.resize(cache, length=length)
 
     monkeypatch.setattr(engine, "resize", resize)
-    for module in (engine, slots):
-        monkeypatch.setattr(module, "FIRST_CACHE", 2)
+    monkeypatch.setattr(engine, "FIRST_CACHE", 2)
     decoder = make_decoder(SearchConfig(method="greedy", alpha=0.5))
     assert decoder.state.beams.cache.ancestors.shape[1] == 2
     grown = found_by(decoder, make_sentences())
@@ -295,8 +295,7 @@ def test_laggards_and_the_last_ones_go_on_in_a_siding(search, monkeypatch):
 
     monkeypatch.setattr(engine, "put_aside", put_aside)
     monkeypatch.setattr(engine, "GROUP_LENGTHS", (4, 8, 16))
-    for module in (engine, slots):
-        monkeypatch.setattr(module, "FIRST_CACHE", 4)
+    monkeypatch.setattr(engine, "FIRST_CACHE", 4)
     decoder = make_decoder(search, width=16)
     for _ in range(2):
         aside.clear()

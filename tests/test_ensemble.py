@@ -82,8 +82,7 @@ def test_attention_is_the_mean_of_those_that_give_it():
 
 @pytest.mark.parametrize("search", [GREEDY, BEAM], ids=["greedy", "beam"])
 def test_a_model_twice_is_the_model(search, monkeypatch):
-    for module in (engine, slots):
-        monkeypatch.setattr(module, "FIRST_CACHE", 4)  # so that caches move
+    monkeypatch.setattr(engine, "FIRST_CACHE", 4)  # so that caches move
     sentences, alone = make_sentences(), make_decoder(search)
     model, params = alone.model, alone.params
     twice = Decoder(

@@ -216,8 +216,7 @@ def test_each_sentence_keeps_to_its_own_list_whoever_its_neighbours_are(
     first_cache, monkeypatch
 ):
     monkeypatch.setattr(shortlists, "SMALLEST", 16)
-    for module in (engine, slots):
-        monkeypatch.setattr(module, "FIRST_CACHE", first_cache)
+    monkeypatch.setattr(engine, "FIRST_CACHE", first_cache)
     draw = np.random.default_rng(1)
     lists = [np.unique([EOS, *draw.integers(4, TINY_VOCAB_SIZE, 4)]) for _ in range(7)]
     sentences, decoder = make_sentences(lists), make_decoder(GREEDY)

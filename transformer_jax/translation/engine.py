@@ -6,16 +6,13 @@ sentence, the device comes back with what it has found. A few that take much lon
 the others, and the last ones, go on in a siding of B/4 slots.
 """
 
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from transformer_jax.search.parallel_greedy import Effort
 from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
@@ -25,6 +22,7 @@ from transformer_jax.translation.planning import (
     room_for,
 )
 from transformer_jax.translation.sentences import (
+    Found,
     Sentence,
     stacked,
     stacked_jobs,
@@ -32,7 +30,6 @@ from transformer_jax.translation.sentences import (
 )
 from transformer_jax.translation.shortlist import joint_choice
 from transformer_jax.translation.slots import (
-    FIRST_CACHE,
     Offer,
     Report,
     Slots,
@@ -47,20 +44,17 @@ from transformer_jax.translation.slots import (
 )
 from transformer_jax.types import Params
 
-MOST_WAITING = 32
-"""Sentences that are encoded together, and then wait for a slot."""
+MOST_WAITING = 64
+"""Sentences that are encoded together, and then wait for a slot; but no more than half
+as many as there are slots, or than 32."""
+MANY = 128
+"""So many sentences are worth a siding, which has programs of its own."""
 FEWEST_WITH_SIDING = 16
-"""So many slots have a siding, if there are twice as many sentences."""
-
-
-class Found(NamedTuple):
-    """The n best targets of a sentence."""
-
-    index: int
-    result: SearchResult
-    """On the host, without the axis B."""
-    effort: Effort | None = None
-    """Of a search in blocks; so too."""
+"""Slots that a device with a siding has at least."""
+FIRST_CACHE = 24
+"""Target tokens that the cache has room for at first; it grows when need be."""
+SIDING_CACHE = 96
+"""The same of a siding's cache."""
 
 
 class Encoded(NamedTuple):
@@ -97,14 +91,17 @@ class Decoder:
         *,
         slots: int,
         length: int,
+        is_siding: bool = False,
     ) -> None:
         """B `slots` for sources of up to `length` tokens, on the device where the
-        parameters lie."""
+        parameters lie. A siding has room for these from the first: its programs shall
+        be few."""
         self.model: Any = model
         self.params, self.plan, self.length = params, plan, length
         self.slots = slots
-        self.most_waiting = min(slots, MOST_WAITING)
+        self.most_waiting = min(slots, max(32, slots // 2), MOST_WAITING)
         """P"""
+        self.is_siding = is_siding
         self.siding: Decoder | None = None
         self._clear()
 
@@ -114,11 +111,9 @@ class Decoder:
 
         While some are handed out, the device goes on with the others.
         """
-        if any(self.sentences) or self.taken < len(self.waiting):
+        if any(self.sentences) or self.taken < len(self.waiting) or self.following:
             self._clear()  # an earlier run was not read to its end
-        self.siding = None
-        if self.slots >= FEWEST_WITH_SIDING and len(queue) >= 2 * self.slots:
-            self.siding = self._beside()
+        self.siding = self._beside() if len(queue) >= MANY else None
         yield from self._search(queue, sharing)
 
     def _search(self, queue: deque[Sentence], sharing: int = 1) -> Iterator[Found]:
@@ -132,14 +127,14 @@ class Decoder:
             report = self._advance(more=bool(queue or self.following))
             # While the device is at work, the next ones are made ready.
             if self.following is None:
-                self.following = self._prepare(queue, self._share(queue, sharing))
+                self.following = self._prepare(queue, sharing)
             yield from done
             report = jax.device_get(report)
             done = self._take_done(report)
             more = bool(queue or self.following) or self.taken < len(self.waiting)
             if self.siding is not None:
                 yield from self._set_aside(self.siding, report.lengths, more=more)
-            self._fit_cache(report.lengths)
+            self._fit_cache(report.lengths, done)
         self.encoded = self.offer = None  # their memory
         yield from done
         if self.siding is not None:
@@ -157,7 +152,8 @@ class Decoder:
         self.following: Encoded | None = None
         """Those that wait next."""
         self.offer: Offer | None = None
-        self.room = padded_length(1, GROUP_LENGTHS, self.length)
+        shortest = padded_length(1, GROUP_LENGTHS, self.length)
+        self.room = self.length if self.is_siding else shortest
         """S: source positions that the slots have now."""
         self.state = empty_slots(
             self.params,
@@ -165,17 +161,20 @@ class Decoder:
             plan=self.plan,
             slots=self.slots,
             length=self.room,
+            cache=self._cache_for(1),
         )
 
     def _share(self, queue: deque[Sentence], sharing: int) -> int:
         """Sentences to take now; towards the end of the queue fewer, so that all who
-        share it end together."""
-        most = self.most_waiting
-        return most if sharing == 1 else min(most, len(queue) // (2 * sharing))
+        share it end together, but not very few, as each time has its price."""
+        fewest, most = -(-self.most_waiting // 4), self.most_waiting
+        if sharing == 1:
+            return most
+        return max(fewest, min(most, len(queue) // (2 * sharing)))
 
-    def _prepare(self, queue: deque[Sentence], share: int) -> Encoded | None:
-        """Encodes the next sentences of the queue, up to `share`, if there are any."""
-        sentences = take(queue, share)
+    def _prepare(self, queue: deque[Sentence], sharing: int) -> Encoded | None:
+        """Encodes the next sentences of the queue, if there are any."""
+        sentences = take(queue, self._share(queue, sharing))
         if not sentences:
             return None
         room = self._room_for(sentences)
@@ -194,9 +193,7 @@ class Decoder:
         those of the sentences in them, need."""
         following, self.following = self.following, None
         if following is None:
-            # Each time costs something, however few they are.
-            few = -(-self.most_waiting // 4)
-            following = self._prepare(queue, max(few, self._share(queue, sharing)))
+            following = self._prepare(queue, sharing)
         self.waiting, self.taken = [], 0
         if following is None:
             return
@@ -230,19 +227,24 @@ class Decoder:
         """Sentences that may be alive when the device comes back."""
         if more:
             return self.slots - free_at_least(self.slots)
-        return self.siding.slots if self.siding is not None else 0
+        if self.siding is None:
+            return 0
+        free, slots = self.siding.sentences.count(None), self.siding.slots
+        return free if 4 * free >= slots else slots // 2
 
-    def _beside(self) -> "Decoder":
-        """A siding, and a siding for it, if it has so many slots."""
+    def _beside(self) -> "Decoder | None":
+        """A siding, if there are slots enough for one; it may have one too."""
+        if self.slots < FEWEST_WITH_SIDING:
+            return None
         siding = Decoder(
             self.model,
             self.params,
             self.plan,
             slots=self.slots // 4,
             length=self.length,
+            is_siding=True,
         )
-        if siding.slots >= FEWEST_WITH_SIDING:
-            siding.siding = siding._beside()
+        siding.siding = siding._beside()
         return siding
 
     def _set_aside(
@@ -251,7 +253,7 @@ class Decoder:
         """Sentences that are too long for the cache go to the siding, if they are few;
         and so do the last ones, when no `more` come. Target lengths [B]."""
         going = [i for i, each in enumerate(self.sentences) if each is not None]
-        if more or len(going) > siding.slots:
+        if more or len(going) > self._enough(more):
             going = [i for i in going if lengths[i] >= self.cache_length]
         if not 0 < len(going) <= siding.slots:
             return
@@ -262,9 +264,6 @@ class Decoder:
     def _take_over(self, other: "Decoder", slots: Sequence[int], longest: int) -> None:
         """Sentences in some slots of another, of up to `longest` target tokens, go on
         in free ones here."""
-        room = max(self.room, other.room) if any(self.sentences) else other.room
-        self.state = self._refitted(self.state, self.room, room)
-        self.room = room
         self._resize(max(self.cache_length, self._cache_for(longest + 1)))
         free = [i for i, each in enumerate(self.sentences) if each is None]
         nobody = self.slots - len(slots)
@@ -285,17 +284,19 @@ class Decoder:
 
     def _cache_for(self, tokens: int) -> int:
         """T for so many tokens."""
-        return min(room_for(tokens, FIRST_CACHE), self.plan.max_length)
+        first = SIDING_CACHE if self.is_siding else FIRST_CACHE
+        return min(room_for(max(tokens, first)), self.plan.max_length)
 
-    def _fit_cache(self, lengths: np.ndarray) -> None:
-        """Makes the cache as long as the sentences in the slots need: target lengths
-        [B]."""
+    def _fit_cache(self, lengths: np.ndarray, done: Sequence[Found]) -> None:
+        """Makes the cache as long as the sentences in the slots need, target lengths
+        [B]; and no longer than these and those just done do."""
         here = [each is not None for each in self.sentences]
         longest, room = int(lengths[here].max(initial=0)), self.cache_length
         if longest >= room:
             self._resize(self._cache_for(room + 1))
-        else:
-            self._resize(min(self._cache_for(longest * 4 // 3 + 1), room))
+            return
+        longest = max(longest, *(int(x.result.lengths.max()) for x in done), 0)
+        self._resize(min(self._cache_for(longest * 9 // 8 + 1), room))
 
     def _resize(self, length: int) -> None:
         """Gives the cache this length."""
@@ -359,40 +360,3 @@ def unscored(result: SearchResult) -> SearchResult:
     names = "scores", "log_probabilities", "token_log_probabilities"
     nothing = {name: np.full_like(getattr(result, name), np.nan) for name in names}
     return result._replace(**nothing)
-
-
-def side_by_side(searches: Sequence[Iterator[Found]]) -> Iterator[Found]:
-    """What several searches find, each in a thread of its own, as it comes."""
-    if len(searches) == 1:
-        yield from searches[0]
-        return
-    found: SimpleQueue[Found | BaseException | None] = SimpleQueue()
-    stopped = threading.Event()
-
-    def work(search: Iterator[Found]) -> None:
-        try:
-            for each in search:
-                found.put(each)
-                if stopped.is_set():
-                    return
-            found.put(None)
-        except BaseException as error:  # raised again by the thread that waits
-            found.put(error)
-
-    threads = [threading.Thread(target=work, args=(each,)) for each in searches]
-    for thread in threads:
-        thread.start()
-    try:
-        working = len(threads)
-        while working:
-            each = found.get()
-            if isinstance(each, BaseException):
-                raise each
-            if each is None:
-                working -= 1
-            else:
-                yield each
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()

@@ -72,14 +72,14 @@ def padded_length(length: int, ladder: Sequence[int], longest: int) -> int:
     return min(next((size for size in ladder if size >= length), longest), longest)
 
 
-def room_for(length: int, first: int) -> int:
-    """The least of first · 1, 1½, 2, 3, 4, 6, 8, … that is not below `length`: cache
+def room_for(length: int) -> int:
+    """The least of 1, 1½, 2, 3, 4, 6, 8, … times 16 that is not below `length`: cache
     lengths, each of which is compiled when it is met.
 
-    >>> [room_for(length, 32) for length in (7, 33, 50, 65, 97)]
-    [32, 48, 64, 96, 128]
+    >>> [room_for(length) for length in (7, 20, 33, 50, 65, 97)]
+    [16, 24, 48, 64, 96, 128]
     """
-    whole = first
+    whole = 16
     while whole < length and whole * 3 // 2 < length:
         whole *= 2
     return whole if length <= whole else whole * 3 // 2

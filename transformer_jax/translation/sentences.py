@@ -1,4 +1,4 @@
-"""What is asked of the engine, and the arrays in which devices read it."""
+"""What is asked of the engine, in the arrays that devices read, and what it finds."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer_jax.search.beams import FREE, Job
+from transformer_jax.search.parallel_greedy import Effort
+from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
 
@@ -29,6 +31,16 @@ class Sentence(NamedTuple):
     sentences of a queue have some, or none has."""
     phrases: tuple[tuple[int, ...], ...] = ()
     """What its targets must hold."""
+
+
+class Found(NamedTuple):
+    """The n best targets of a sentence."""
+
+    index: int
+    result: SearchResult
+    """On the host, without the axis B."""
+    effort: Effort | None = None
+    """Of a search in blocks; so too."""
 
 
 def stacked(

@@ -48,9 +48,6 @@ from transformer_jax.translation.ensembles import (
 from transformer_jax.translation.methods import SearchPlan, method_of
 from transformer_jax.types import Array, Cache, Memory, Params
 
-FIRST_CACHE = 32
-"""Target tokens that the cache has room for at first; it grows when need be."""
-
 
 class Slots(NamedTuple):
     """What a device holds of its sentences."""
@@ -108,21 +105,28 @@ def free_at_least(slots: int) -> int:
     return max(1, slots // 16)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "plan", "slots", "length"))
+@functools.partial(
+    jax.jit, static_argnames=("model", "plan", "slots", "length", "cache")
+)
 def empty_slots(
-    params: Params, *, model: AnyModel, plan: SearchPlan, slots: int, length: int
+    params: Params,
+    *,
+    model: AnyModel,
+    plan: SearchPlan,
+    slots: int,
+    length: int,
+    cache: int,
 ) -> Slots:
-    """B free slots for sources of up to S = `length` tokens."""
+    """B free slots for sources of up to S = `length` tokens, and a cache of T."""
     memory = _memory_like(params, model, plan, slots, length)
     memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory)
-    cache = empty_caches(model, plan, slots, min(FIRST_CACHE, plan.max_length))
     prefix = jnp.full((slots, plan.prefix_width), plan.start_id, jnp.int32)
     draws = jnp.zeros((slots, 2), jnp.uint32) if plan.draws else None
     phrases = plan.phrases and jnp.full((slots, *plan.phrases), FREE, jnp.int32)
     nothing = Job(prefix, jnp.zeros((slots,), jnp.int32), draws, phrases)
     beams = _first_beams(plan, nothing, memory)
     return Slots(
-        beams=beams._replace(cache=cache),
+        beams=beams._replace(cache=empty_caches(model, plan, slots, cache)),
         memory=memory,
         ahead=nothing_ahead(plan, beams),
     )

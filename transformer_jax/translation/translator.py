@@ -18,7 +18,7 @@ from transformer_jax.config import SearchConfig
 from transformer_jax.data.examples import make_example
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.search.parallel_greedy import Drafted
-from transformer_jax.translation.engine import Decoder, Found, Task, side_by_side
+from transformer_jax.translation.engine import Decoder, Task
 from transformer_jax.translation.ensembles import AnyModel, Ensemble
 from transformer_jax.translation.hypotheses import (
     Translation,
@@ -35,8 +35,9 @@ from transformer_jax.translation.phrases import (
     prefix_width,
 )
 from transformer_jax.translation.planning import next_power_of_four, plan_groups
-from transformer_jax.translation.sentences import Sentence
+from transformer_jax.translation.sentences import Found, Sentence
 from transformer_jax.translation.shortlist import Shortlist
+from transformer_jax.translation.side_by_side import side_by_side
 from transformer_jax.types import Params
 
 MAX_SOURCE_TOKENS = 1024
