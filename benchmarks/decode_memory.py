@@ -16,6 +16,7 @@ import functools
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +30,9 @@ from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import Beams, Job
 from transformer_jax.trainer.reporting import environment
 from transformer_jax.translation import slots
-from transformer_jax.translation.engine import MOST_WAITING
+from transformer_jax.translation.engine import FEWEST_WITH_SIDING, SIDING_CACHE
 from transformer_jax.translation.methods import SearchPlan
+from transformer_jax.translation.planning import most_waiting
 from transformer_jax.types import Params
 
 
@@ -65,13 +67,24 @@ def waiting_sentences(
     args: Args, model: Transformer, plan: SearchPlan, params: Params
 ) -> slots.Slots:
     """Shapes of the sentences that wait, encoded, for a slot."""
-    rows = min(args.sentences, MOST_WAITING)
+    rows = most_waiting(args.sentences)
     like: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     ids, job = like((rows, args.source_length)), Job(like((rows, 1)), like((rows,)))
     prepare = functools.partial(
         slots.prepare, model=model, plan=plan, length=args.source_length
     )
     return jax.eval_shape(prepare, params, ids, ids, job)
+
+
+def bytes_of_sidings(
+    empty: Callable[..., slots.Slots], params: Params, count: int, most: int
+) -> int:
+    """Of the siding of so many slots, and of its own, if they have one."""
+    if count < FEWEST_WITH_SIDING:
+        return 0
+    apart = functools.partial(empty, slots=count // 4, cache=min(SIDING_CACHE, most))
+    held = num_bytes(jax.eval_shape(apart, params))
+    return held + bytes_of_sidings(empty, params, count // 4, most)
 
 
 def measure(args: Args) -> dict[str, int]:
@@ -89,13 +102,10 @@ def measure(args: Args) -> dict[str, int]:
     search = SearchConfig(beam_size=args.beam_size)
     plan = SearchPlan(search, args.target_length, start_id=1, eos_id=2, banned=(0,))
     empty = functools.partial(
-        slots.empty_slots,
-        model=model,
-        plan=plan,
-        slots=args.sentences,
-        length=args.source_length,
+        slots.empty_slots, model=model, plan=plan, length=args.source_length
     )
-    short = jax.eval_shape(empty, params)
+    one = functools.partial(empty, slots=args.sentences, cache=1)
+    short = jax.eval_shape(one, params)
     grow = functools.partial(slots.resize, length=args.target_length)
     whole = jax.eval_shape(grow, short.beams.cache)
     state = short._replace(beams=short.beams._replace(cache=whole))
@@ -112,6 +122,7 @@ def measure(args: Args) -> dict[str, int]:
         "memory_of_sources": num_bytes(state.memory),
         "waiting_sentences": 2 * num_bytes(waiting),  # and those that follow
         "cache": cache,
+        "sidings": bytes_of_sidings(empty, params, args.sentences, args.target_length),
         "histories": num_bytes(state.beams) - cache,
         "temporary": analysis.temp_size_in_bytes,
         "not_donated_output": analysis.output_size_in_bytes

@@ -18,7 +18,7 @@ from transformer_jax.search.constraints import banned_tokens
 from transformer_jax.search.greedy import greedy_search
 from transformer_jax.search.result import SearchResult
 from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model
-from transformer_jax.translation import engine, slots
+from transformer_jax.translation import engine, siding, slots
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import GROUP_LENGTHS, plan_groups
@@ -101,7 +101,7 @@ def test_equals_searching_one_sentence_after_the_other(search):
 
 @METHODS
 def test_neighbours_and_places_change_no_bit_in_one_shape(search):
-    sentences = make_sentences([min(length, 8) for length in LENGTHS])
+    sentences = make_sentences([min(length, 7) for length in LENGTHS])
     straight = found_by(make_decoder(search), sentences)
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(sentences))
@@ -122,7 +122,7 @@ def test_neighbours_of_other_lengths_change_no_token(search):
 
 def test_the_cache_grows_with_its_sentences(monkeypatch):
     short = found_by(make_decoder(GREEDY), make_sentences())
-    lengths = [2]
+    lengths = [16]
 
     def resize(cache, *, length):
         lengths.append(length)
@@ -131,9 +131,9 @@ def test_the_cache_grows_with_its_sentences(monkeypatch):
     monkeypatch.setattr(engine, "resize", resize)
     monkeypatch.setattr(engine, "FIRST_CACHE", 2)
     decoder = make_decoder(SearchConfig(method="greedy", alpha=0.5))
-    assert decoder.state.beams.cache.ancestors.shape[1] == 2
+    assert decoder.cache_length == 16
     grown = found_by(decoder, make_sentences())
-    assert max(lengths) > 12
+    assert max(lengths) == MAX_LENGTH
     assert min(np.diff(lengths)) < 0 < max(np.diff(lengths))
     for one, other in zip(grown, short, strict=True):
         chex.assert_trees_all_equal(one.tokens, other.tokens)
@@ -151,14 +151,14 @@ def test_each_shape_is_compiled_once(search):
     found_by(make_decoder(search), make_sentences())
     # Another model of the same kind, as at the next evaluation of a training.
     found_by(make_decoder(search, seed=1), make_sentences())
-    caches, sources = 2, 2
+    caches, sources = 3, 2
     assert compiled(slots.advance) - before[0] <= caches
     assert compiled(slots.prepare) - before[1] <= sources
 
 
 @METHODS
 def test_devices_share_a_queue(search):
-    sentences = make_sentences([min(length, 8) for length in LENGTHS] * 3)
+    sentences = make_sentences([min(length, 7) for length in LENGTHS] * 3)
     alone = found_by(make_decoder(search), sentences)
     decoders = [make_decoder(search, device=each) for each in jax.devices()[:3]]
     queue = deque(sentences)
@@ -289,13 +289,14 @@ def test_laggards_and_the_last_ones_go_on_in_a_siding(search, monkeypatch):
     expected = found_by(make_decoder(search), sentences)
     aside = []
 
-    def put_aside(siding, state, places, into):
+    def put_aside(apart, state, places, into):
         aside.append((places < len(state.beams.lengths)).sum())
-        return slots.put_aside(siding, state, places, into)
+        return siding.put_aside(apart, state, places, into)
 
     monkeypatch.setattr(engine, "put_aside", put_aside)
     monkeypatch.setattr(engine, "GROUP_LENGTHS", (4, 8, 16))
     monkeypatch.setattr(engine, "FIRST_CACHE", 4)
+    monkeypatch.setattr(engine, "MANY", 32)
     decoder = make_decoder(search, width=16)
     for _ in range(2):
         aside.clear()

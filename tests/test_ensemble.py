@@ -29,7 +29,7 @@ from transformer_jax.testing import (
     tiny_model_config,
     tiny_tokenizer,
 )
-from transformer_jax.translation import engine, slots
+from transformer_jax.translation import engine
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.ensembles import Ensemble
 from transformer_jax.translation.loading import check_fed_alike

@@ -33,7 +33,7 @@ from transformer_jax.testing import (
     tiny_model,
     tiny_tokenizer,
 )
-from transformer_jax.translation import engine, slots
+from transformer_jax.translation import engine
 from transformer_jax.translation import shortlist as shortlists
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan

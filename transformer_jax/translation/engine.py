@@ -18,6 +18,7 @@ from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import (
     GROUP_LENGTHS,
+    most_waiting,
     padded_length,
     room_for,
 )
@@ -29,6 +30,7 @@ from transformer_jax.translation.sentences import (
     take,
 )
 from transformer_jax.translation.shortlist import joint_choice
+from transformer_jax.translation.siding import put_aside
 from transformer_jax.translation.slots import (
     Offer,
     Report,
@@ -38,15 +40,11 @@ from transformer_jax.translation.slots import (
     free_at_least,
     make_offer,
     prepare,
-    put_aside,
     refit,
     resize,
 )
 from transformer_jax.types import Params
 
-MOST_WAITING = 64
-"""Sentences that are encoded together, and then wait for a slot; but no more than half
-as many as there are slots, or than 32."""
 MANY = 128
 """So many sentences are worth a siding, which has programs of its own."""
 FEWEST_WITH_SIDING = 16
@@ -99,7 +97,7 @@ class Decoder:
         self.model: Any = model
         self.params, self.plan, self.length = params, plan, length
         self.slots = slots
-        self.most_waiting = min(slots, max(32, slots // 2), MOST_WAITING)
+        self.most_waiting = most_waiting(slots)
         """P"""
         self.is_siding = is_siding
         self.siding: Decoder | None = None

@@ -5,7 +5,11 @@ The parameters, the memory and the caches of an ensemble are tuples, one for eac
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.models import cache as model_cache
@@ -57,6 +61,24 @@ def empty_cache(model: AnyModel, sentences: int, length: int, *, beams: int) -> 
 def segment_ids_of(memory: Memory) -> Array:
     """[B, S]: of the source, which is the same for all."""
     return memory[0].segment_ids if type(memory) is tuple else memory.segment_ids
+
+
+def as_long_as(
+    like: Memory, memory: Memory, coverage: Array | None
+) -> tuple[Memory, Array | None]:
+    """Memory with as many source positions as another's, and its coverage [B, K, S], in
+    which padding is covered."""
+    if coverage is not None:
+        length = segment_ids_of(like).shape[1]
+        coverage = _fitted(coverage, (coverage.shape[1], length), behind=1)
+    return jax.tree.map(lambda x, y: _fitted(x, y.shape[1:]), memory, like), coverage
+
+
+def _fitted(x: Array, sizes: Sequence[int], behind: float = 0) -> Array:
+    """x [B, …] cut to these sizes of all axes but the first, or with more `behind`."""
+    x = x[:, *map(slice, sizes)]
+    more = [(0, size - held) for held, size in zip(x.shape[1:], sizes, strict=True)]
+    return jnp.pad(x, [(0, 0), *more], constant_values=behind)
 
 
 def step_of(

@@ -6,7 +6,7 @@ are done inside the program, so that the device need not come back for each of t
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +14,6 @@ import jax.numpy as jnp
 
 from transformer_jax.models.cache import (
     DecoderCache,
-    chosen_cache,
-    placed_cache,
     resized_cache,
 )
 from transformer_jax.search.beams import (
@@ -42,6 +40,7 @@ from transformer_jax.translation.drafting import (
 from transformer_jax.translation.ensembles import (
     AnyModel,
     Output,
+    as_long_as,
     segment_ids_of,
     step_of,
 )
@@ -150,7 +149,7 @@ def prepare(
     """
     memory = encode_all(model, plan.draft, params, inputs, segment_ids)
     whole = _memory_like(params, model, plan, len(inputs), length)
-    memory, _ = _as_long_as(whole, memory, None)
+    memory, _ = as_long_as(whole, memory, None)
     beams = _first_beams(plan, job, memory)
     return Slots(beams, memory, nothing_ahead(plan, beams))
 
@@ -168,7 +167,7 @@ def refit(
     """What the slots know of their sources, with S = `length`; padding is covered."""
     sentences = jax.tree.leaves(memory)[0].shape[0]
     whole = _memory_like(params, model, plan, sentences, length)
-    return _as_long_as(whole, memory, coverage)
+    return as_long_as(whole, memory, coverage)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -198,7 +197,7 @@ def advance(
     `places` [2]: the first of those that still wait, and the place after the last.
     """
     room = state.beams.cache.ancestors.shape[1]
-    free = free_at_least(_count(state))
+    free = free_at_least(count_of(state))
 
     def lengths(beams: Beams) -> Array:
         ahead = plan.search.block - 1
@@ -215,7 +214,7 @@ def advance(
     def go_on(now: Stand) -> Stand:
         if waiting is not None:
             now = _take_in(now, waiting, places[1], offer and offer.choice)
-        most = jnp.where(now.taken < places[1], _count(state) - free, enough)
+        most = jnp.where(now.taken < places[1], count_of(state) - free, enough)
         slots = _search_while(
             lambda beams: (alive(beams).sum() > most) & has_room(beams),
             params,
@@ -239,28 +238,28 @@ def _first_stand(
     state: Slots, waiting: Slots | None, first: Array, choice: Choice | None
 ) -> Stand:
     """Nobody has been taken in yet."""
-    count = _count(state) + (0 if waiting is None else _count(waiting))
+    count = count_of(state) + (0 if waiting is None else count_of(waiting))
     delivered = jax.tree.map(
         lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), _results(state)
     )
     return Stand(
         slots=state,
-        tickets=jnp.arange(_count(state), dtype=jnp.int32),
+        tickets=jnp.arange(count_of(state), dtype=jnp.int32),
         taken=first.astype(jnp.int32),
         delivered=delivered,
-        allowed=choice and choice.allowed[: _count(state)],
+        allowed=choice and choice.allowed[: count_of(state)],
     )
 
 
 def _take_in(now: Stand, waiting: Slots, end: Array, choice: Choice | None) -> Stand:
     """Gives free slots, `free_at_least` of them at most, to sentences that wait, up to
     the one before `end`; what was found in these slots is delivered."""
-    slots, count = now.slots, _count(now.slots)
+    slots, count = now.slots, count_of(now.slots)
     free = ~alive(slots.beams)
     into = jnp.argsort(~free, stable=True)[: free_at_least(count)]  # free ones first
     new = now.taken + jnp.arange(len(into), dtype=jnp.int32)
     fits = free[into] & (new < end)
-    nowhere = count + _count(waiting)
+    nowhere = count + count_of(waiting)
 
     left = jnp.where(fits, now.tickets[into], nowhere)
     found = jax.tree.map(lambda x: x[into], _results(slots))
@@ -315,41 +314,13 @@ def _search_while(
     return Slots(beams, memory, ahead)
 
 
-@functools.partial(jax.jit, donate_argnames=("siding", "state"))
-def put_aside(
-    siding: Slots, state: Slots, slots: Array, into: Array
-) -> tuple[Slots, Slots]:
-    """Moves the sentences in some `slots` [P] of the state to the slots `into` [P] of
-    the siding, whose caches are long enough for them; B of either: nobody."""
-    there = jnp.minimum(slots, _count(state) - 1)
-
-    def placed(mine: DecoderCache, others: DecoderCache) -> DecoderCache:
-        coming = resized_cache(chosen_cache(others, there), mine.ancestors.shape[1])
-        return placed_cache(mine, coming, into)
-
-    caches = siding.beams.cache, state.beams.cache
-    cache = _each_cache(placed, *caches)
-    rest = siding._replace(beams=siding.beams._replace(cache=None))
-    coming = state._replace(beams=state.beams._replace(cache=None))
-    coming = jax.tree.map(lambda x: x[there], coming)
-    memory, coverage = _as_long_as(rest.memory, coming.memory, coming.beams.coverage)
-    coming = coming._replace(
-        beams=coming.beams._replace(coverage=coverage), memory=memory
-    )
-    rest = replace_sentences(rest, coming, into)
-    siding = rest._replace(beams=rest.beams._replace(cache=cache))
-    left = state.beams.log_probabilities.at[slots].set(-jnp.inf, mode="drop")
-    beams = state.beams._replace(log_probabilities=left)
-    return siding, state._replace(beams=beams)
-
-
 @functools.partial(jax.jit, static_argnames=("length",))
 def resize(cache: Cache, *, length: int) -> Cache:
     """The cache with room for `length` target tokens."""
-    return _each_cache(lambda each: resized_cache(each, length), cache)
+    return each_cache(lambda each: resized_cache(each, length), cache)
 
 
-def _count(slots: Slots) -> int:
+def count_of(slots: Slots) -> int:
     """B"""
     return slots.beams.lengths.shape[0]
 
@@ -366,17 +337,6 @@ def _memory_like(
     ids = jax.ShapeDtypeStruct((sentences, length), jnp.int32)
     encode = functools.partial(encode_all, model, plan.draft)
     return jax.eval_shape(encode, params, ids, ids)
-
-
-def _as_long_as(
-    like: Memory, memory: Memory, coverage: Array | None
-) -> tuple[Memory, Array | None]:
-    """Memory with as many source positions as another's, and its coverage [B, K, S], in
-    which padding is covered."""
-    if coverage is not None:
-        length = segment_ids_of(like).shape[1]
-        coverage = _fitted(coverage, (coverage.shape[1], length), behind=1)
-    return jax.tree.map(lambda x, y: _fitted(x, y.shape[1:]), memory, like), coverage
 
 
 def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
@@ -404,13 +364,6 @@ def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
     return beams._replace(coverage=coverage)
 
 
-def _fitted(x: Array, sizes: Sequence[int], behind: float = 0) -> Array:
-    """x [B, …] cut to these sizes of all axes but the first, or with more `behind`."""
-    x = x[:, *map(slice, sizes)]
-    more = [(0, size - held) for held, size in zip(x.shape[1:], sizes, strict=True)]
-    return jnp.pad(x, [(0, 0), *more], constant_values=behind)
-
-
-def _each_cache(change: Callable[..., DecoderCache], *caches: Cache) -> Cache:
+def each_cache(change: Callable[..., DecoderCache], *caches: Cache) -> Cache:
     """What that of each model becomes."""
     return jax.tree.map(change, *caches, is_leaf=lambda x: isinstance(x, DecoderCache))

@@ -34,7 +34,11 @@ from transformer_jax.translation.phrases import (
     checked_shape,
     prefix_width,
 )
-from transformer_jax.translation.planning import next_power_of_four, plan_groups
+from transformer_jax.translation.planning import (
+    most_slots,
+    next_power_of_four,
+    plan_groups,
+)
 from transformer_jax.translation.sentences import Found, Sentence
 from transformer_jax.translation.shortlist import Shortlist
 from transformer_jax.translation.side_by_side import side_by_side
@@ -104,6 +108,12 @@ class Translator:
         return cls(*loaded, devices=devices, draft=draft)
 
     @property
+    def _platform(self) -> str:
+        """Where it searches: "cpu", say."""
+        (device, *_) = jax.tree.leaves(self._copies[0])[0].devices()
+        return device.platform
+
+    @property
     def max_source_tokens(self) -> int:
         """Longer sources, end token included, are cut."""
         return min(MAX_SOURCE_TOKENS, self.model.config.num_positions)
@@ -131,8 +141,8 @@ class Translator:
         """As many translations as lines, in order.
 
         The longest lines come first. Each device searches as many side by side as
-        `batch_tokens` source positions hold, beams counted, but at most `batch_size`,
-        and a line that is done makes room for the next. Lines without words give empty
+        `batch_tokens` source positions hold, beams counted, but at most `batch_size`;
+        one that is done makes room for the next. Lines without words give empty
         translations; of lines longer than `max_source_tokens` only the beginning is
         translated, and a warning is logged, which numbers lines from `first_line`.
         Samples of a line depend on the seed and the line's number, not on other lines.
@@ -235,7 +245,7 @@ class Translator:
             [len(source) for source in sources],
             positions=batch_tokens // search.beams,
             longest=self.max_source_tokens,
-            max_slots=batch_size,
+            max_slots=most_slots(search.beams, batch_size, self._platform),
         )
         prefixes = prefixes or [()] * len(sources)
         phrases = phrases or [()] * len(sources)
