@@ -125,7 +125,8 @@ def lowered(plan: SearchPlan) -> str:
     """The program that searches, as text before it is compiled."""
     model, params = make_model()
     made_for: dict[str, Any] = {"model": model, "plan": plan}
-    empty = functools.partial(slots.empty_slots, slots=2, length=16, **made_for)
+    room = {"slots": 2, "length": 16, "cache": 24}
+    empty = functools.partial(slots.empty_slots, **room, **made_for)
     state = jax.eval_shape(empty, params)
     ids, job = np.zeros((2, 16), np.int32), stacked_jobs([], rows=2, plan=plan)
     prepare = functools.partial(slots.prepare, length=16, **made_for)

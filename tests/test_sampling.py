@@ -202,7 +202,7 @@ def numbered(sentences, seed=0):
 
 
 def test_through_the_engine_places_change_no_bit():
-    sentences = numbered(make_sentences([min(length, 8) for length in LENGTHS]))
+    sentences = numbered(make_sentences([min(length, 7) for length in LENGTHS]))
     straight = found_by(make_decoder(SEARCH), sentences)
     chex.assert_tree_all_finite([each.scores for each in straight])
     order = np.random.default_rng(0).permutation(len(sentences))
