@@ -30,7 +30,7 @@ from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import Beams, Job
 from transformer_jax.trainer.reporting import environment
 from transformer_jax.translation import slots
-from transformer_jax.translation.engine import FEWEST_WITH_SIDING, SIDING_CACHE
+from transformer_jax.translation.engine import FEWEST_WITH_SIDING
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import most_waiting
 from transformer_jax.types import Params
@@ -79,10 +79,10 @@ def waiting_sentences(
 def bytes_of_sidings(
     empty: Callable[..., slots.Slots], params: Params, count: int, most: int
 ) -> int:
-    """Of the siding of so many slots, and of its own, if they have one."""
+    """Of the siding of so many slots, and of its own, with `most` target tokens."""
     if count < FEWEST_WITH_SIDING:
         return 0
-    apart = functools.partial(empty, slots=count // 4, cache=min(SIDING_CACHE, most))
+    apart = functools.partial(empty, slots=count // 4, cache=most)
     held = num_bytes(jax.eval_shape(apart, params))
     return held + bytes_of_sidings(empty, params, count // 4, most)
 

@@ -42,14 +42,15 @@ def make_sentences() -> list[Sentence]:
     ]
 
 
-def found_by(search, sentences, *, drafted=False) -> list[Found]:
+def found_by(search, sentences, *, drafted=False, many=False) -> list[Found]:
     model, params = tiny_model(**SMALL, output_bias=True)
     params["output"]["bias"] = params["output"]["bias"].at[EOS].add(-1.0)
     plan = SearchPlan(search, MAX_LENGTH, START, EOS, banned=(), prefix_width=4)
     if drafted:
         plan, params = plan._replace(draft=model), Drafted(params, params)
     decoder = Decoder(model, params, plan, slots=4, length=8)
-    return sorted(decoder.run(deque(sentences)), key=lambda each: each.index)
+    found = decoder.run(deque(sentences), many=many)
+    return sorted(found, key=lambda each: each.index)
 
 
 def assert_same(found: list[Found], expected: list[Found]) -> None:
@@ -69,14 +70,14 @@ def greedy() -> list[Found]:
 
 @pytest.mark.parametrize("drafted", [False, True])
 def test_slots_that_are_filled_again_and_caches_that_grow(greedy, drafted, monkeypatch):
-    lengths = [8]
+    lengths = [16]
 
     def resize(cache, *, length):
         lengths.append(length)
         return slots.resize(cache, length=length)
 
     monkeypatch.setattr(engine, "resize", resize)
-    monkeypatch.setattr(engine, "FIRST_CACHE", 8)
+    monkeypatch.setattr(engine, "FIRST_CACHE", 16)
     sentences = make_sentences()
     found = found_by(IN_BLOCKS, sentences, drafted=drafted)
     assert max(lengths) == MAX_LENGTH
@@ -87,9 +88,11 @@ def test_slots_that_are_filled_again_and_caches_that_grow(greedy, drafted, monke
         assert effort.smallest_gap > 1e-4  # no near ties
         fewest = -(-length // BLOCK)
         assert fewest <= effort.passes <= (fewest if drafted else length)
-    # Other neighbours, other caches.
+    # Other neighbours, other caches; and a siding for the last.
+    monkeypatch.setattr(engine, "FEWEST_WITH_SIDING", 4)
     order = np.random.default_rng(0).permutation(len(sentences))
-    shuffled = found_by(IN_BLOCKS, [sentences[i] for i in order], drafted=drafted)
+    others = [sentences[i] for i in order]
+    shuffled = found_by(IN_BLOCKS, others, drafted=drafted, many=True)
     assert_same(shuffled, greedy)
     for one, other in zip(shuffled, found, strict=True):
         assert one.effort is not None

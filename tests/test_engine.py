@@ -52,9 +52,9 @@ def make_decoder(search: SearchConfig, *, width=4, seed=0, device=None) -> Decod
     return Decoder(model, params, plan, slots=width, length=16)
 
 
-def found_by(decoder, sentences) -> list[SearchResult]:
+def found_by(decoder, sentences, *, many=False) -> list[SearchResult]:
     """Results by the sentences' own numbers."""
-    found = list(decoder.run(deque(sentences)))
+    found = list(decoder.run(deque(sentences), many=many))
     assert sorted(each.index for each in found) == sorted(s.index for s in sentences)
     for each in found:
         assert np.isfinite(each.result.scores[0])
@@ -168,7 +168,7 @@ def test_devices_share_a_queue(search):
 
 def test_the_error_of_a_device_is_raised_and_ends_the_others():
     class Broken(Decoder):
-        def run(self, queue, *, sharing=1):
+        def run(self, queue, *, sharing=1, many=False):
             raise RuntimeError("no such device")
             yield
 
@@ -278,38 +278,59 @@ SIDING_OPTIONS = {
     "coverage": SearchConfig(beam_size=2, coverage_penalty=0.2),
     "blocks": SearchConfig(method="greedy", block=3),
     "sampling": SearchConfig(method="sampling", beam_size=2, seed=3),
+    "shortlist": SearchConfig(method="greedy", alpha=0.9),
 }
 
 
-@pytest.mark.parametrize("search", SIDING_OPTIONS.values(), ids=SIDING_OPTIONS.keys())
-def test_laggards_and_the_last_ones_go_on_in_a_siding(search, monkeypatch):
-    sentences = make_sentences(LENGTHS * 3)
-    if search.method == "sampling":
+@pytest.mark.parametrize("name", SIDING_OPTIONS)
+def test_laggards_and_the_last_ones_go_on_in_a_siding(name, monkeypatch):
+    search, sentences = SIDING_OPTIONS[name], make_sentences(LENGTHS * 3)
+    if name == "sampling":
         sentences = [each._replace(draw=(3, each.index)) for each in sentences]
+    if name == "shortlist":
+        some = np.delete(np.arange(TINY_VOCAB_SIZE), [5, 7])
+        sentences = [each._replace(candidates=some) for each in sentences]
     expected = found_by(make_decoder(search), sentences)
-    aside = []
+    aside, grown = [], []
 
     def put_aside(apart, state, places, into):
-        aside.append((places < len(state.beams.lengths)).sum())
+        aside.append((len(into), int((places < len(state.beams.lengths)).sum())))
         return siding.put_aside(apart, state, places, into)
 
+    def resize(cache, *, length):
+        grown.append((cache.ancestors.shape[0], length))
+        return slots.resize(cache, length=length)
+
     monkeypatch.setattr(engine, "put_aside", put_aside)
+    monkeypatch.setattr(engine, "resize", resize)
     monkeypatch.setattr(engine, "GROUP_LENGTHS", (4, 8, 16))
-    monkeypatch.setattr(engine, "FIRST_CACHE", 4)
-    monkeypatch.setattr(engine, "MANY", 32)
+    monkeypatch.setattr(engine, "FIRST_CACHE", 16)
+    monkeypatch.setattr(engine, "SIDING_CACHE", 16)
+    monkeypatch.setattr(engine, "FEWEST_WITH_SIDING", 4)
     decoder = make_decoder(search, width=16)
-    for _ in range(2):
-        aside.clear()
-        found = found_by(decoder, sentences)
-        assert len(aside) > 1, "none but the last ones went aside"
+    next(decoder.run(deque(sentences), many=True))  # and left where it is
+    aside.clear()
+    grown.clear()
+    found = found_by(decoder, sentences, many=True)
+    assert {slots_apart for slots_apart, _ in aside} <= {4, 1}
+    assert len([count for slots_apart, count in aside if slots_apart == 4]) > 1
+    assert 4 * decoder.plan.beams in {rows for rows, _ in grown}, "of the siding"
+    for one, other in zip(found, expected, strict=True):
+        chex.assert_trees_all_equal(one.tokens, other.tokens)
+        chex.assert_trees_all_close(one, other, atol=1e-4)
+
+
+@METHODS
+def test_a_run_is_left_while_its_siding_is_searched(search, monkeypatch):
+    monkeypatch.setattr(engine, "FIRST_CACHE", 16)
+    sentences, decoder = make_sentences(LENGTHS * 2), make_decoder(search, width=16)
+    expected = found_by(decoder, sentences)
+    for _ in decoder.run(deque(sentences), many=True):
         assert decoder.siding is not None
-        assert decoder.siding.slots == 4
-        for one, other in zip(found, expected, strict=True):
-            chex.assert_trees_all_equal(one.tokens, other.tokens)
-            chex.assert_trees_all_close(one, other, atol=1e-4)
-
-
-def test_few_sentences_have_no_siding():
-    decoder = make_decoder(GREEDY, width=16)
-    found_by(decoder, make_sentences())
-    assert decoder.siding is None
+        if not any(decoder.sentences) and any(decoder.siding.sentences):
+            break
+    else:
+        pytest.fail("the siding was never searched alone")
+    again = found_by(decoder, sentences, many=True)
+    for one, other in zip(again, expected, strict=True):
+        chex.assert_trees_all_equal(one.tokens, other.tokens)

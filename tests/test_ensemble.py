@@ -82,14 +82,15 @@ def test_attention_is_the_mean_of_those_that_give_it():
 
 @pytest.mark.parametrize("search", [GREEDY, BEAM], ids=["greedy", "beam"])
 def test_a_model_twice_is_the_model(search, monkeypatch):
-    monkeypatch.setattr(engine, "FIRST_CACHE", 4)  # so that caches move
+    monkeypatch.setattr(engine, "FIRST_CACHE", 16)  # so that caches move,
+    monkeypatch.setattr(engine, "FEWEST_WITH_SIDING", 4)  # and sentences
     sentences, alone = make_sentences(), make_decoder(search)
     model, params = alone.model, alone.params
     twice = Decoder(
         Ensemble((model, model)), (params, params), alone.plan, slots=4, length=16
     )
-    found, expected = found_by(twice, sentences), found_by(alone, sentences)
-    assert max(each.lengths[0] for each in expected) > 12
+    found, expected = found_by(twice, sentences, many=True), found_by(alone, sentences)
+    assert max(each.lengths[0] for each in expected) > 16
     for one, other in zip(found, expected, strict=True):
         chex.assert_trees_all_equal(one.tokens, other.tokens)
         chex.assert_trees_all_close(one, other, atol=1e-5, rtol=1e-5)

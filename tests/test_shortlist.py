@@ -33,7 +33,6 @@ from transformer_jax.testing import (
     tiny_model,
     tiny_tokenizer,
 )
-from transformer_jax.translation import engine
 from transformer_jax.translation import shortlist as shortlists
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan
@@ -211,12 +210,8 @@ def test_a_list_of_everything_is_no_list(search):
         chex.assert_trees_all_close(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("first_cache", [32, 3], ids=["whole cache", "growing cache"])
-def test_each_sentence_keeps_to_its_own_list_whoever_its_neighbours_are(
-    first_cache, monkeypatch
-):
+def test_each_sentence_keeps_to_its_own_list_whoever_its_neighbours_are(monkeypatch):
     monkeypatch.setattr(shortlists, "SMALLEST", 16)
-    monkeypatch.setattr(engine, "FIRST_CACHE", first_cache)
     draw = np.random.default_rng(1)
     lists = [np.unique([EOS, *draw.integers(4, TINY_VOCAB_SIZE, 4)]) for _ in range(7)]
     sentences, decoder = make_sentences(lists), make_decoder(GREEDY)

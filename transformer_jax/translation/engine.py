@@ -7,7 +7,7 @@ the others, and the last ones, go on in a siding of B/4 slots.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +46,7 @@ from transformer_jax.translation.slots import (
 from transformer_jax.types import Params
 
 MANY = 128
-"""So many sentences are worth a siding, which has programs of its own."""
+"""Sentences for each device that are worth a siding, which has programs of its own."""
 FEWEST_WITH_SIDING = 16
 """Slots that a device with a siding has at least."""
 FIRST_CACHE = 24
@@ -76,6 +76,8 @@ class Task(NamedTuple):
     """Most source positions of a slot."""
     devices: int
     """More would have nothing to do."""
+    many: bool
+    """Whether there are so many sentences that sidings pay."""
 
 
 class Decoder:
@@ -103,15 +105,18 @@ class Decoder:
         self.siding: Decoder | None = None
         self._clear()
 
-    def run(self, queue: deque[Sentence], *, sharing: int = 1) -> Iterator[Found]:
+    def run(
+        self, queue: deque[Sentence], *, sharing: int = 1, many: bool = False
+    ) -> Iterator[Found]:
         """Takes sentences from the queue, which `sharing` decoders share, until none is
-        left.
+        left. There is a siding where there are `many`.
 
         While some are handed out, the device goes on with the others.
         """
         if any(self.sentences) or self.taken < len(self.waiting) or self.following:
             self._clear()  # an earlier run was not read to its end
-        self.siding = self._beside() if len(queue) >= MANY else None
+        self.siding = None  # before the next one takes its memory
+        self.siding = self._new_siding() if many else None
         yield from self._search(queue, sharing)
 
     def _search(self, queue: deque[Sentence], sharing: int = 1) -> Iterator[Found]:
@@ -130,9 +135,10 @@ class Decoder:
             report = jax.device_get(report)
             done = self._take_done(report)
             more = bool(queue or self.following) or self.taken < len(self.waiting)
+            moved = False
             if self.siding is not None:
-                yield from self._set_aside(self.siding, report.lengths, more=more)
-            self._fit_cache(report.lengths, done)
+                moved = yield from self._relieve(self.siding, report.lengths, more=more)
+            self._fit_cache(report.lengths, () if moved else done)
         self.encoded = self.offer = None  # their memory
         yield from done
         if self.siding is not None:
@@ -227,10 +233,12 @@ class Decoder:
             return self.slots - free_at_least(self.slots)
         if self.siding is None:
             return 0
+        # As many as find room in the siding; one that is nearly full is emptied first,
+        # which half of its slots are worth.
         free, slots = self.siding.sentences.count(None), self.siding.slots
         return free if 4 * free >= slots else slots // 2
 
-    def _beside(self) -> "Decoder | None":
+    def _new_siding(self) -> "Decoder | None":
         """A siding, if there are slots enough for one; it may have one too."""
         if self.slots < FEWEST_WITH_SIDING:
             return None
@@ -242,22 +250,26 @@ class Decoder:
             length=self.length,
             is_siding=True,
         )
-        siding.siding = siding._beside()
+        siding.siding = siding._new_siding()
         return siding
 
-    def _set_aside(
+    def _relieve(
         self, siding: "Decoder", lengths: np.ndarray, *, more: bool
-    ) -> Iterator[Found]:
-        """Sentences that are too long for the cache go to the siding, if they are few;
-        and so do the last ones, when no `more` come. Target lengths [B]."""
+    ) -> Generator[Found, None, bool]:
+        """Moves sentences that are too long for the cache to the siding, if they are
+        few; and so the last ones, when no `more` come. Target lengths [B]. → whether
+        any moved."""
         going = [i for i, each in enumerate(self.sentences) if each is not None]
         if more or len(going) > self._enough(more):
             going = [i for i in going if lengths[i] >= self.cache_length]
         if not 0 < len(going) <= siding.slots:
-            return
+            return False
         if len(going) > siding.sentences.count(None):
             yield from siding._search(deque())
+            if more:
+                return False  # so many are long that the cache had better grow
         siding._take_over(self, going, int(lengths[going].max()))
+        return True
 
     def _take_over(self, other: "Decoder", slots: Sequence[int], longest: int) -> None:
         """Sentences in some slots of another, of up to `longest` target tokens, go on
@@ -286,12 +298,13 @@ class Decoder:
         return min(room_for(max(tokens, first)), self.plan.max_length)
 
     def _fit_cache(self, lengths: np.ndarray, done: Sequence[Found]) -> None:
-        """Makes the cache as long as the sentences in the slots need, target lengths
-        [B]; and no longer than these and those just done do."""
+        """Makes the cache longer where the sentences in the slots need it, target
+        lengths [B]; and shorter where these and those just done need less of it."""
         here = [each is not None for each in self.sentences]
         longest, room = int(lengths[here].max(initial=0)), self.cache_length
         if longest >= room:
             self._resize(self._cache_for(room + 1))
+        if not done or longest >= room:
             return
         longest = max(longest, *(int(x.result.lengths.max()) for x in done), 0)
         self._resize(min(self._cache_for(longest * 9 // 8 + 1), room))

@@ -79,7 +79,7 @@ def most_slots(beams: int, batch_size: int | None, platform: str) -> int | None:
     """
     if platform != "cpu":
         return batch_size
-    most = max(1, CPU_ROWS // beams)
+    most = full_rows(CPU_ROWS, beams)
     return min(batch_size or most, most)
 
 

@@ -21,7 +21,7 @@ from transformer_jax.types import Array
 def put_aside(
     siding: Slots, state: Slots, slots: Array, into: Array
 ) -> tuple[Slots, Slots]:
-    """Moves the sentences in some `slots` [P] of the state to the slots `into` [P] of
+    """Moves the sentences in some `slots` [B'] of the state to the slots `into` [B'] of
     the siding, whose caches are long enough for them; B of either: nobody."""
     there = jnp.minimum(slots, count_of(state) - 1)
 

@@ -194,7 +194,8 @@ def advance(
     """Searches on until those of `waiting`, if there are any, are all taken in and no
     more than `enough` sentences are alive, or the cache is too short for one of them.
 
-    `places` [2]: the first of those that still wait, and the place after the last.
+    `places` [2]: the first of those that still wait, and the place after the last. A
+    siding has `waiting` None, and both are 0.
     """
     room = state.beams.cache.ancestors.shape[1]
     free = free_at_least(count_of(state))

@@ -18,7 +18,7 @@ from transformer_jax.config import SearchConfig
 from transformer_jax.data.examples import make_example
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.search.parallel_greedy import Drafted
-from transformer_jax.translation.engine import Decoder, Task
+from transformer_jax.translation.engine import MANY, Decoder, Task
 from transformer_jax.translation.ensembles import AnyModel, Ensemble
 from transformer_jax.translation.hypotheses import (
     Translation,
@@ -272,7 +272,8 @@ class Translator:
                 for index in group.indices
             )
             useful = min(-(-len(queue) // group.slots), len(self._copies))
-            tasks.append(Task(queue, plan, group.slots, group.length, useful))
+            many = len(queue) >= MANY * useful
+            tasks.append(Task(queue, plan, group.slots, group.length, useful, many))
         devices = range(max((task.devices for task in tasks), default=0))
         yield from side_by_side([self._work(device, tasks) for device in devices])
 
@@ -315,7 +316,7 @@ class Translator:
                 decoder = None  # before the next one takes its memory
                 params, (plan, slots, length) = self._copies[device], shape
                 decoder = Decoder(self.model, params, plan, slots=slots, length=length)
-            yield from decoder.run(task.queue, sharing=task.devices)
+            yield from decoder.run(task.queue, sharing=task.devices, many=task.many)
             self._idle[device] = shape, decoder
 
     def _plan(
