@@ -12,9 +12,8 @@ GROUP_LENGTHS = (32, 64, 128, 256, 512, 1024)
 
 
 CPU_ROWS = 160
-"""Rows that a CPU searches side by side at most: of more, keys and values come from far
-away at every step, which takes longer than all else (beam 5 on two cores of a server
-translated 202 sentences a second with 160 rows each, 188 with 320, 159 with 640)."""
+"""Rows that a CPU searches side by side at most: keys and values of more do not stay in
+its caches from step to step, and products are no faster, so that all take longer."""
 MOST_WAITING = 64
 """Sentences that are encoded together at most."""
 
