@@ -273,10 +273,8 @@ def test_tokens_are_the_same_without_scores():
 
 
 SIDING_OPTIONS = {
-    "greedy": GREEDY,
     "beam": BEAM,
     "coverage": SearchConfig(beam_size=2, coverage_penalty=0.2),
-    "blocks": SearchConfig(method="greedy", block=3),
     "sampling": SearchConfig(method="sampling", beam_size=2, seed=3),
     "shortlist": SearchConfig(method="greedy", alpha=0.9),
 }
