@@ -304,10 +304,9 @@ class Decoder:
         longest, room = int(lengths[here].max(initial=0)), self.cache_length
         if longest >= room:
             self._resize(self._cache_for(room + 1))
-        if not done or longest >= room:
-            return
-        longest = max(longest, *(int(x.result.lengths.max()) for x in done), 0)
-        self._resize(min(self._cache_for(longest * 9 // 8 + 1), room))
+        elif done:
+            longest = max(longest, *(int(x.result.lengths.max()) for x in done))
+            self._resize(min(self._cache_for(longest * 9 // 8 + 1), room))
 
     def _resize(self, length: int) -> None:
         """Gives the cache this length."""

@@ -9,8 +9,6 @@ SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Padded lengths at which sources are encoded: each that is met is compiled once."""
 GROUP_LENGTHS = (32, 64, 128, 256, 512, 1024)
 """Source lengths that slots have room for: each that is met is compiled once too."""
-
-
 CPU_ROWS = 160
 """Rows that a CPU searches side by side at most: keys and values of more do not stay in
 its caches from step to step, and products are no faster, so that all take longer."""

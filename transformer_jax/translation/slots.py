@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.cache import (
-    DecoderCache,
-    resized_cache,
-)
+from transformer_jax.models.cache import DecoderCache, resized_cache
 from transformer_jax.search.beams import (
     FREE,
     Beams,
