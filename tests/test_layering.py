@@ -13,6 +13,7 @@ FLOORS = {
     "types": 0,
     "sealed": 0,
     "compilation": 0,
+    "allocation": 0,
     "processes": 0,
     "trees": 1,
     "model_config": 1,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformer_jax.allocation import keep_freed_memory
 from transformer_jax.recipes import load_recipe
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def run(args: Args) -> int:
     from transformer_jax.trainer.loop import train
     from transformer_jax.translation.translator import Translator
 
+    keep_freed_memory()
     config = load_recipe(args.config)
     result = train(config, args.workdir)
     if result.signal is not None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from transformer_jax.allocation import keep_freed_memory
 from transformer_jax.config import Config
 from transformer_jax.recipes import find_recipe, load_recipe, recipe_names
 
@@ -66,6 +67,7 @@ def run(args: Args) -> int:
     from transformer_jax.processes import join_processes
     from transformer_jax.trainer.loop import train
 
+    keep_freed_memory()
     join_processes(**dataclasses.asdict(args.processes))
     workdir = args.workdir or Path("runs") / find_recipe(args.config).stem
     return train(args.settings, workdir, init_from=args.init_from).exit_code

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.models.chunked_attention import chunked_attention
+from transformer_jax.models.dense import Dense
 from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.fused_attention import (
     FUSED_LENGTH,
@@ -18,7 +19,6 @@ from transformer_jax.models.fused_attention import (
     has_fused_kernel,
 )
 from transformer_jax.models.masks import NEG_INF, Segments
-from transformer_jax.models.products import rows_product
 from transformer_jax.types import Array
 
 CHUNKED_LENGTH = 512
@@ -46,19 +46,20 @@ def dot_product_attention(
 
     A query that may attend to nothing gives zeros. `drop` is applied to the weights.
     """
+    # Heads first in every product: one that also turns its result is ten times slower.
+    q = q.transpose(0, 2, 1, 3)
     products: Any = _products
-    logits = jnp.where(mask, products(q, k) / math.sqrt(q.shape[-1]), NEG_INF)
-    weights = jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0)
+    softmax: Any = _masked_softmax
+    weights = softmax(products(q, k) / math.sqrt(q.shape[-1]), mask)
     kept = drop(weights) if drop else weights
-    # Heads first here too: a product that also turns its result is ten times slower.
     mixed = jnp.einsum("BNTS,BNSH->BNTH", kept.astype(v.dtype), v)
     return mixed.transpose(0, 2, 1, 3), weights
 
 
 @jax.custom_vjp
 def _products(q: Array, k: Array) -> Array:
-    """q kᵀ in float32: [B, T, N, H], [B, N, S, H] → [B, N, T, S]."""
-    return jnp.einsum("BTNH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32)
+    """q kᵀ in float32: [B, N, T, H], [B, N, S, H] → [B, N, T, S]."""
+    return jnp.einsum("BNTH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32)
 
 
 def _products_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -70,11 +71,34 @@ def _products_backward(kept: tuple[Array, Array], d: Array) -> tuple[Array, Arra
     itself, differentiation multiplies in float32 here whatever that type is."""
     q, k = kept
     d = d.astype(q.dtype)
-    d_q = jnp.einsum("BNTS,BNSH->BTNH", d, k)
-    return d_q, jnp.einsum("BNTS,BTNH->BNSH", d, q)
+    d_q = jnp.einsum("BNTS,BNSH->BNTH", d, k)
+    return d_q, jnp.einsum("BNTS,BNTH->BNSH", d, q)
 
 
 _products.defvjp(_products_forward, _products_backward)
+
+
+@jax.custom_vjp
+def _masked_softmax(logits: Array, mask: Array) -> Array:
+    """softmax of logits [B, N, T, S] over the places where mask [B, 1, T, S] is true;
+    zeros elsewhere, and where it is nowhere true.
+
+    The backward pass needs the weights alone: d = w · (g - Σ g w).
+    """
+    weights = jax.nn.softmax(jnp.where(mask, logits, NEG_INF), axis=-1)
+    return jnp.where(mask, weights, 0.0)
+
+
+def _softmax_forward(logits: Array, mask: Array) -> tuple[Array, Array]:
+    weights: Any = _masked_softmax(logits, mask)
+    return weights, weights
+
+
+def _softmax_backward(weights: Array, g: Array) -> tuple[Array, None]:
+    return weights * (g - (g * weights).sum(axis=-1, keepdims=True)), None
+
+
+_masked_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def attention_path(
@@ -132,21 +156,11 @@ class MultiHeadAttention(nn.Module):
         self.query = self._projection(heads)
         self.key = self._projection(heads)
         self.value = self._projection(heads)
-        self.out = self._projection(config.d_model, axis=(-2, -1))
+        self.out = self._projection((config.d_model,), axes=2)
         self.attention_dropout = Dropout(config.attention_dropout)
 
-    def _projection(
-        self, features: int | tuple[int, ...], axis: int | tuple[int, ...] = -1
-    ) -> nn.DenseGeneral:
-        return nn.DenseGeneral(
-            features,
-            axis=axis,
-            use_bias=self.config.attention_bias,
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=jnp.dtype(self.config.dtype),
-            param_dtype=jnp.dtype(self.config.param_dtype),
-            dot_general=rows_product,
-        )
+    def _projection(self, features: tuple[int, ...], axes: int = 1) -> Dense:
+        return Dense(self.config, features, axes, self.config.attention_bias)
 
     def keys_values(self, y: Array) -> KeyValue:
         """[B, S, D] → keys and values [B, N, S, H]."""

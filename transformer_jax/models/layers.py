@@ -12,10 +12,10 @@ from transformer_jax.models.attention import (
     MultiHeadAttention,
 )
 from transformer_jax.models.cache import DecoderCache, read_cache, write_cache
+from transformer_jax.models.dense import Dense
 from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.masks import Segments, cache_mask
 from transformer_jax.models.norms import layer_norm
-from transformer_jax.models.products import rows_product
 from transformer_jax.models.scanning import scan_layers
 from transformer_jax.types import Array
 
@@ -50,16 +50,9 @@ class FeedForward(nn.Module):
         h = Dropout(config.activation_dropout)(h, deterministic=deterministic)
         return self._dense(config.d_model, "down")(h)  # [B, T, D]
 
-    def _dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(
-            features,
-            use_bias=self.config.feed_forward_bias,
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=jnp.dtype(self.config.dtype),
-            param_dtype=jnp.dtype(self.config.param_dtype),
-            dot_general=rows_product,
-            name=name,
-        )
+    def _dense(self, features: int, name: str) -> Dense:
+        bias = self.config.feed_forward_bias
+        return Dense(self.config, (features,), use_bias=bias, name=name)
 
 
 class Layer(nn.Module):
