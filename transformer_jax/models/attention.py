@@ -47,13 +47,13 @@ def dot_product_attention(
     A query that may attend to nothing gives zeros. `drop` is applied to the weights.
     """
     # Heads first in every product: one that also turns its result is ten times slower.
-    q = q.transpose(0, 2, 1, 3)
     products: Any = _products
     softmax: Any = _masked_softmax
-    weights = softmax(products(q, k) / math.sqrt(q.shape[-1]), mask)
+    mixtures: Any = _mixtures
+    logits = products(q.transpose(0, 2, 1, 3), k) / math.sqrt(q.shape[-1])
+    weights = softmax(logits, mask)
     kept = drop(weights) if drop else weights
-    mixed = jnp.einsum("BNTS,BNSH->BNTH", kept.astype(v.dtype), v)
-    return mixed.transpose(0, 2, 1, 3), weights
+    return mixtures(kept.astype(v.dtype), v).transpose(0, 2, 1, 3), weights
 
 
 @jax.custom_vjp
@@ -72,10 +72,38 @@ def _products_backward(kept: tuple[Array, Array], d: Array) -> tuple[Array, Arra
     q, k = kept
     d = d.astype(q.dtype)
     d_q = jnp.einsum("BNTS,BNSH->BNTH", d, k)
-    return d_q, jnp.einsum("BNTS,BNTH->BNSH", d, q)
+    return d_q, jnp.einsum("BNST,BNTH->BNSH", _turned(d), q)
 
 
 _products.defvjp(_products_forward, _products_backward)
+
+
+@jax.custom_vjp
+def _mixtures(weights: Array, v: Array) -> Array:
+    """Weights · v: [B, N, T, S], [B, N, S, H] → [B, N, T, H]."""
+    return jnp.einsum("BNTS,BNSH->BNTH", weights, v)
+
+
+def _mixtures_forward(weights: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _mixtures(weights, v), (weights, v)  # pyright: ignore[reportReturnType]
+
+
+def _mixtures_backward(kept: tuple[Array, Array], d: Array) -> tuple[Array, Array]:
+    weights, v = kept
+    d_weights = jnp.einsum("BNTH,BNSH->BNTS", d, v)
+    return d_weights, jnp.einsum("BNST,BNTH->BNSH", _turned(weights), d)
+
+
+_mixtures.defvjp(_mixtures_forward, _mixtures_backward)
+
+
+def _turned(x: Array) -> Array:
+    """[B, N, T, S] → [B, N, S, T]; on a CPU in memory, since XLA has no fast product of
+    many small matrices the first of which is to be turned."""
+    turned = x.swapaxes(2, 3)
+    return jax.lax.platform_dependent(
+        turned, cpu=jax.lax.optimization_barrier, default=lambda turned: turned
+    )
 
 
 @jax.custom_vjp
