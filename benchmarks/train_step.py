@@ -17,9 +17,9 @@ row, one shape, of the same text.
 `scaled_dot_product_attention`, `annotated` the architecture of the Annotated
 Transformer in PyTorch, `flax_stack` Flax's own modules. PyTorch gets fused Adam, masks
 only where rows are padded, and as many threads as there are cores. Freed memory stays
-with the process, whose it is that all of them run in. They take turns, update by
-update; medians are kept; compilation is not counted. Sizes that a run
-leaves out keep the numbers that the output file has.
+with the process, which all of them share. They take turns, update by update; medians
+are kept; compilation is not counted. Sizes that a run leaves out keep the numbers that
+the output file has.
 
 `--device gpu` is another benchmark: see `train_step_gpu.py`.
 """
@@ -72,6 +72,9 @@ class Args:
     """Timed updates on each batch; base has half of them."""
     compiled: bool = False
     """Also the hand-written model under torch.compile (minutes for each size)."""
+    keep_memory: bool = True
+    """Whether freed memory stays with the process, as where `transformer-jax train`
+    packs its batches."""
     quick: bool = False
     """3 rounds."""
     smoke: bool = False
@@ -196,6 +199,7 @@ def measure_size(size: str, text: Text, args: Args) -> dict[str, Any]:
     numbers = measure(makers, batches, rounds)
     check_alike(size, numbers)
     return {
+        "keep_memory": args.keep_memory,
         "contenders": numbers,
         "packed_filled": round(filled(batches.packed), 3),
         "bucketed_filled": round(filled(batches.bucketed), 3),
@@ -240,7 +244,7 @@ def print_size(size: str, numbers: dict[str, dict[str, Any]]) -> None:
     for name, each in numbers.items():
         speed = each["target_tokens_per_second"]
         print(
-            f"  {name:20} {speed:9,.0f} target tokens/s   ours is "
+            f"  {name:20} {speed:9,.0f} target tokens/s   {OURS} is "
             f"{ours / speed:5.2f}x   loss {each['first_loss']:.2f} → "
             f"{each['last_loss']:.2f}   {each['parameters']:,} parameters",
             flush=True,
@@ -258,7 +262,8 @@ def main(args: Args) -> None:
         if args.quick:
             args = dataclasses.replace(args, rounds=3)
         keep_compiled_programs()
-        keep_freed_memory()
+        if args.keep_memory:
+            keep_freed_memory()
         text = read_text(args.data)
         sizes = {}
         if args.output.is_file():

@@ -65,6 +65,35 @@ def test_a_query_that_may_attend_to_nothing_gives_zeros_and_finite_gradients():
     chex.assert_tree_all_finite(jax.grad(total, argnums=(0, 1, 2))(q, k, v))
 
 
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("bfloat16", 5e-2)])
+def test_gradients_are_those_of_the_formula(dropped, dtype, atol):
+    """Ours are written out; those of the formula jax finds by itself."""
+    q, k, v = random_qkv()
+    draw = np.random.default_rng(1)
+    mask = jnp.asarray(draw.random((2, 1, 3, 4)) < 0.6).at[1, :, 2].set(False)
+    aim = jnp.asarray(draw.normal(size=(2, 3, 2, 5)), jnp.float32)
+    kept = jnp.asarray(draw.random((2, 2, 3, 4)) < 0.7) | (not dropped)
+
+    def ours(q, k, v):
+        out, weights = dot_product_attention(q, k, v, mask, drop=lambda w: w * kept)
+        return (out * aim).sum() + (weights**2).sum()
+
+    def formula(q, k, v):
+        logits = jnp.einsum("BTNH,BNSH->BNTS", q, k) / math.sqrt(5)
+        exp = jnp.where(mask, jnp.exp(logits), 0)
+        total = exp.sum(axis=-1, keepdims=True)
+        weights = exp / jnp.where(total > 0, total, 1)
+        out = jnp.einsum("BNTS,BNSH->BTNH", weights * kept, v)
+        return (out * aim).sum() + (weights**2).sum()
+
+    found = jax.grad(ours, argnums=(0, 1, 2))(*(x.astype(dtype) for x in (q, k, v)))
+    assert {x.dtype for x in found} == {jnp.dtype(dtype)}
+    wanted = jax.grad(formula, argnums=(0, 1, 2))(q, k, v)
+    found = jax.tree.map(lambda x: x.astype(jnp.float32), found)
+    chex.assert_trees_all_close(found, wanted, atol=atol)
+
+
 def test_packed_rows_attend_inside_their_sentence_and_backwards_only():
     segments = jnp.array([[1, 1, 2, 2, 2, 0]])
     expected = np.array(

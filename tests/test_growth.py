@@ -14,12 +14,9 @@ MIB = 2**20
 
 
 @pytest.fixture(scope="module")
-def growth(tmp_path_factory) -> Iterator[ModuleType]:
+def growth() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-        programs = str(tmp_path_factory.mktemp("programs"))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", programs)
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # as in conftest.py
         yield importlib.import_module("growth")
 
 

@@ -40,14 +40,6 @@ MODEL = ModelConfig(
 EIGHT_DEVICES = ParallelConfig(data=4, fsdp=2)
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation(tmp_path_factory, monkeypatch):
-    """Programs are compiled once for all of these tests, in subprocesses too."""
-    folder = tmp_path_factory.getbasetemp() / "xla"
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-
 def use_one_device(monkeypatch):
     first = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(parallel, "make_mesh", first)

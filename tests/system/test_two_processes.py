@@ -18,7 +18,6 @@ from pathlib import Path
 import chex
 import jax
 import numpy as np
-import pytest
 from test_loop import events, saved, steps, toy, use_one_device, without_dropout
 
 from transformer_jax import parallel
@@ -29,13 +28,6 @@ from transformer_jax.trainer.loop import train
 
 LEARNT = 250
 """Updates after which the first run copies many sentences, if not all."""
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation(tmp_path, monkeypatch):
-    """The second start finds what the first has compiled."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def free_port() -> int:

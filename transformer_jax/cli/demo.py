@@ -47,11 +47,11 @@ class Args:
 
 def run(args: Args) -> int:
     """Trains or takes the finished run, scores it, and shows translations."""
+    keep_freed_memory()
     from transformer_jax.data.sources import open_split
     from transformer_jax.trainer.loop import train
     from transformer_jax.translation.translator import Translator
 
-    keep_freed_memory()
     config = load_recipe(args.config)
     result = train(config, args.workdir)
     if result.signal is not None:

@@ -64,10 +64,11 @@ def parse(argv: Sequence[str], *, prog: str = "transformer-jax train") -> Args:
 
 def run(args: Args) -> int:
     """Trains; 128 + the signal's number when a signal stopped it."""
+    if args.settings.data.batching == "pack":
+        keep_freed_memory()
     from transformer_jax.processes import join_processes
     from transformer_jax.trainer.loop import train
 
-    keep_freed_memory()
     join_processes(**dataclasses.asdict(args.processes))
     workdir = args.workdir or Path("runs") / find_recipe(args.config).stem
     return train(args.settings, workdir, init_from=args.init_from).exit_code

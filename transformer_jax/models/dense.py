@@ -1,11 +1,12 @@
 """Dense layers as products of two matrices, in the form that XLA computes fastest."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Initializer
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.types import Array, PRNGKey
@@ -14,10 +15,11 @@ from transformer_jax.types import Array, PRNGKey
 class Dense(nn.Module):
     """x W + b over the last `axes` axes of x: [..., inputs] → [..., features].
 
-    Product and bias are those of two matrices, [B·T, D] and [D, F], whatever the axes.
-    A gradient then sums over one axis, where XLA reads both matrices as they are; over
-    two axes it first turns one of them around in memory. And the gradients of kernel
-    and bias share one matrix, where XLA would compute it once for each of two shapes.
+    x and W are multiplied as two matrices, [B·T, D] and [D, F], whatever the axes, and
+    the bias is added before the product gets its axes back. A gradient then sums over
+    one axis, where XLA reads both matrices as they are; over two axes it first turns
+    one of them around in memory. And the gradients of kernel and bias share one matrix,
+    where XLA would compute it once for each of two shapes.
     """
 
     config: ModelConfig
@@ -41,13 +43,10 @@ class Dense(nn.Module):
         return y.reshape(*x.shape[: x.ndim - self.axes], *features)
 
 
-def reshaped(
-    init: Callable[[PRNGKey, tuple[int, ...], jnp.dtype], Array],
-    matrix: tuple[int, int],
-) -> Callable[[PRNGKey, tuple[int, ...], jnp.dtype], Array]:
+def reshaped(init: Initializer, matrix: tuple[int, int]) -> Initializer:
     """Draws a kernel as the matrix that it is, since heads are no fan of their own."""
 
-    def draw(rng: PRNGKey, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    def draw(rng: PRNGKey, shape: Any, dtype: Any) -> Array:
         return init(rng, matrix, dtype).reshape(shape)
 
     return draw
