@@ -110,7 +110,7 @@ def found_nearby(
 
 
 def compare(run: Path, folder: Path, *, limit: int = LIMIT) -> dict[int, int]:
-    """How many of 200 sentences a run and a Marian folder made from it translate alike,
+    """How many of 100 sentences a run and a Marian folder made from it translate alike,
     by number of beams. Of the others, all but two near ties reach the limit.
 
     There we put the end token and CTranslate2 one word more: greedy translations must
@@ -121,7 +121,7 @@ def compare(run: Path, folder: Path, *, limit: int = LIMIT) -> dict[int, int]:
     ctranslate2.converters.TransformersConverter(str(folder)).convert(str(converted))
     theirs = ctranslate2.Translator(str(converted), compute_type="float32")
     ours = Translator.load(run)
-    sources = [german for german, _ in phrasebook_pairs()["test"][:200]]
+    sources = [german for german, _ in phrasebook_pairs()["test"][:100]]
     pieces = [
         [*ours.tokenizer.source_pieces(ours.tokenizer.encode_source(text)), "</s>"]
         for text in sources
@@ -149,7 +149,7 @@ def compare(run: Path, folder: Path, *, limit: int = LIMIT) -> dict[int, int]:
                     assert found_nearby(translator, source, wanted, search)
                 ties[beams] += 1
         assert len({mine.tokens for mine in found}) >= 2
-    print(f"of 200 sentences equal, by beams: {equal}; others below the limit: {ties}")
+    print(f"of 100 sentences equal, by beams: {equal}; others below the limit: {ties}")
     assert equal[1] + ties[1] == len(sources)
     assert max(ties.values()) <= 2
     return equal
@@ -158,7 +158,7 @@ def compare(run: Path, folder: Path, *, limit: int = LIMIT) -> dict[int, int]:
 def test_a_trained_run_is_translated_with_as_we_do(trained, tmp_path):
     exported(trained, tmp_path / "hf", "ctranslate2")
     equal = compare(trained, tmp_path / "hf", limit=2 * LIMIT)
-    assert equal[4] >= 100
+    assert equal[4] >= 50
 
 
 @pytest.mark.parametrize("name", RUNS)
