@@ -121,10 +121,13 @@ def kept_for_backward(model: ModelConfig, rows: int, length: int) -> int:
         {},
         {"dtype": "bfloat16"},
         {"dropout": 0.0},
+        {"attention_dropout": 0.1},
+        {"attention_dropout": 0.1, "dtype": "bfloat16"},
         {"gated": True, "activation": "silu"},
         {"norm_position": "pre"},
         {"remat": True},
         {"attention": "chunked"},
+        {"attention": "chunked", "dtype": "bfloat16"},
     ],
     ids=lambda more: "-".join(map(str, more.values())) or "plain",
 )

@@ -196,26 +196,31 @@ def activations(
     each side: what jax hands over, of which XLA merges a part.
 
     After Korthikanti et al. (2022, section 4), with what this model keeps: a sublayer
-    has five arrays of the model's width (three in float32, for its norm) and a dropout
-    mask; attention has queries, keys, values and their mixture; the feed-forward layer
-    has two arrays of its width and a mask. Plain attention has for each head and pair
-    of positions four arrays of weights (three in float32) and two masks besides;
-    attention in chunks or by a kernel has the mixture once more, and one number for
-    each head and position. Width in `d_model` is whole on each device of a tensor axis;
-    heads and `d_ff` are shared out.
+    has one array of the model's width in float32, for its norm, and with dropout one
+    more and a mask; attention has its input for each of three products, and queries,
+    keys, values and their mixture; the feed-forward layer has its input for each
+    product and two arrays of its width, with a gate six, and a mask. Plain attention
+    has its weights in float32 for each head and pair of positions, and where they are
+    dropped once more, with a mask, and as they are mixed by; attention in chunks or by
+    a kernel has the mixture once more, and one number for each head and position. Width
+    in `d_model` is whole on each device of a tensor axis; heads and `d_ff` are shared
+    out.
 
     With `remat` each layer keeps its input, and one layer at a time has all the rest.
     """
     c = BYTES[model.dtype]
     encoders, decoders = model.num_encoder_layers, model.num_decoder_layers
-    sublayer = model.d_model * (3 * 4 + 2 * c + (1 if model.dropout else 0))
+    whole = c * model.d_model
+    sublayer = 4 * model.d_model + (whole + model.d_model if model.dropout else 0)
     if has_plain_attention(model, row_length):
-        weights = model.num_heads * row_length * (3 * 4 + c + 2)
+        dropped = 4 + 1 if model.attention_dropout else 0
+        mixed_by = c if dropped or c < 4 else 0  # else the weights themselves
+        weights = model.num_heads * row_length * (4 + dropped + mixed_by)
     else:
-        weights = c * model.d_model + 4 * model.num_heads
-    attention = sublayer + (4 * c * model.d_model + weights) / tensor
-    widths = 4 if model.gated else 2
-    feed_forward = sublayer + model.d_ff * (widths * c + 1) / tensor
+        weights = whole + 4 * model.num_heads
+    attention = sublayer + 3 * whole + (4 * whole + weights) / tensor
+    inputs, widths = (2, 6) if model.gated else (1, 2)
+    feed_forward = sublayer + inputs * whole + model.d_ff * (widths * c + 1) / tensor
     encoder, decoder = attention + feed_forward, 2 * attention + feed_forward
     if model.remat:
         kept = (encoders + decoders) * c * model.d_model + decoder
