@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from test_loop import (
     MODEL,
-    quick_compilation,  # noqa: F401
     saved,
     steps,
     toy,

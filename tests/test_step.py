@@ -1,6 +1,7 @@
 """One update: the same however the batch is cut, packed or padded."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -23,12 +24,17 @@ LENGTHS: Any = {"source_lengths": (5, 3, 4, 6), "target_lengths": (4, 6, 2, 7)}
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
+@functools.cache
+def jitted_step(**options):
+    """Traced and compiled once for all tests."""
+    objective = make_objective(tiny_model()[0], 0.1, deterministic=True)
+    return jax.jit(make_train_step(objective, OPTIMIZER, **options))
+
+
 def one_update(batch, *, ema_decay=0.0, **options):
-    model, params = tiny_model()
-    objective = make_objective(model, 0.1, deterministic=True)
-    state = init_state(params, OPTIMIZER, ema=ema_decay > 0)
-    step = make_train_step(objective, OPTIMIZER, ema_decay=ema_decay, **options)
-    return jax.jit(step)(state, batch, jax.random.key(0))
+    state = init_state(tiny_model()[1], OPTIMIZER, ema=ema_decay > 0)
+    step = jitted_step(ema_decay=ema_decay, **options)
+    return step(state, batch, jax.random.key(0))
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
