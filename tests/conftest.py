@@ -20,6 +20,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+jax.devices()  # before a verb that runs in this process settles on fewer
 
 
 @pytest.fixture(autouse=True, scope="module")
