@@ -1,5 +1,7 @@
 """Dense layers, against Flax's own of the same shape."""
 
+from typing import Any
+
 import chex
 import flax.linen as nn
 import jax
@@ -48,7 +50,7 @@ def test_parameters_output_and_gradients_are_those_of_flax(
 
 
 def test_gradients_of_kernel_and_bias_read_one_matrix():
-    layer = Dense(ModelConfig(), (5, 6))
+    layer: Any = Dense(ModelConfig(), (5, 6))
     x = jnp.ones((2, 3, 4))
     params = layer.init(jax.random.key(0), x)
     gradient = jax.grad(lambda params: layer.apply(params, x).sum())
