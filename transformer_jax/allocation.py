@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
 
     XLA takes the memory of a CPU program in one piece whenever the program runs. Pieces
     beyond 32 MiB glibc gets from the kernel and gives back at once, and the kernel
-    fills every page with zeros at its first touch: a fifth of a training step's time.
+    fills every page with zeros at its first touch: a fifth of a small model's CPU time.
     The price is a process that never becomes smaller, and that grows to some times the
     largest piece where pieces of many sizes take turns: it pays for programs of one
     shape.

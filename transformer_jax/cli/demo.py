@@ -47,12 +47,13 @@ class Args:
 
 def run(args: Args) -> int:
     """Trains or takes the finished run, scores it, and shows translations."""
-    keep_freed_memory()
+    config = load_recipe(args.config)
+    if config.data.batching == "pack":
+        keep_freed_memory()
     from transformer_jax.data.sources import open_split
     from transformer_jax.trainer.loop import train
     from transformer_jax.translation.translator import Translator
 
-    config = load_recipe(args.config)
     result = train(config, args.workdir)
     if result.signal is not None:
         return result.exit_code
