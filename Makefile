@@ -16,11 +16,13 @@ help:  ## show this list
 demo: install  ## train on the phrasebook and translate (minutes; afterwards seconds)
 	@$(BIN)/transformer-jax demo
 
+# In the order of collection, which has the longest files first.
 test: install  ## ruff, pyright and pytest
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile \
+		--no-loadscope-reorder
 
 install: $(STAMP)  ## make .venv with the package and its dev extra
 

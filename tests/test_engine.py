@@ -30,6 +30,12 @@ GREEDY = SearchConfig(method="greedy")
 BEAM = SearchConfig(beam_size=3, n_best=2)
 METHODS = pytest.mark.parametrize("search", [GREEDY, BEAM], ids=["greedy", "beam"])
 MAX_LENGTH, EOS, START = 40, 2, 1
+MODEL: dict[str, Any] = {
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "norm_position": "pre",
+    "output_bias": True,
+}
 
 
 def make_sentences(lengths=LENGTHS) -> list[Sentence]:
@@ -45,7 +51,7 @@ def make_sentences(lengths=LENGTHS) -> list[Sentence]:
 
 
 def make_decoder(search: SearchConfig, *, width=4, seed=0, device=None) -> Decoder:
-    model, params = tiny_model(seed, norm_position="pre", output_bias=True)
+    model, params = tiny_model(seed, **MODEL)
     params["output"]["bias"] = params["output"]["bias"].at[EOS].add(-1.0)
     plan = SearchPlan(search, MAX_LENGTH, START, EOS, banned=(0, START))
     params = jax.device_put(params, device) if device else params
@@ -72,16 +78,16 @@ def test_equals_searching_one_sentence_after_the_other(search):
     sentences, decoder = make_sentences(), make_decoder(search)
 
     @jax.jit
-    def alone(params, inputs):
+    def alone(params, inputs, limit):
         ids = inputs[None]
-        memory = encode_memory(decoder.model, params, ids, jnp.ones_like(ids))
+        memory = encode_memory(decoder.model, params, ids, (ids > 0).astype(int))
         step_fn = make_step_fn(decoder.model, params)
         beams = decoder.plan.beams
         cache = init_cache(decoder.model.config, 1, MAX_LENGTH, beams=beams)
         options: dict[str, Any] = {
             "prefix": jnp.array([[START]]),
             "max_length": MAX_LENGTH,
-            "max_lengths": jnp.array([2 * len(inputs) + 9]),
+            "max_lengths": limit[None],
             "eos_id": EOS,
             "constraints": (banned_tokens(decoder.plan.banned),),
         }
@@ -93,7 +99,9 @@ def test_equals_searching_one_sentence_after_the_other(search):
     together = found_by(decoder, sentences)
     assert max(found.lengths[0] for found in together) > 12
     for sentence, found in zip(sentences, together, strict=True):
-        one = jax.device_get(alone(decoder.params, sentence.inputs))
+        inputs = np.pad(sentence.inputs, (0, max(LENGTHS) - len(sentence.inputs)))
+        limit = np.int32(sentence.max_length)
+        one = jax.device_get(alone(decoder.params, inputs, limit))
         one = jax.tree.map(lambda x: x[0], one)
         chex.assert_trees_all_equal(found.tokens, one.tokens)
         chex.assert_trees_all_close(found, one, atol=1e-4)

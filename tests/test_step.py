@@ -20,6 +20,7 @@ from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_eval_step, make_train_step
 
 LENGTHS: Any = {"source_lengths": (5, 3, 4, 6), "target_lengths": (4, 6, 2, 7)}
+MODEL: Any = {"num_encoder_layers": 1, "num_decoder_layers": 1}
 # Not Adam: it makes whole steps of the rounding noise where a gradient is zero.
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
@@ -27,12 +28,12 @@ OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 @functools.cache
 def jitted_step(**options):
     """Traced and compiled once for all tests."""
-    objective = make_objective(tiny_model()[0], 0.1, deterministic=True)
+    objective = make_objective(tiny_model(**MODEL)[0], 0.1, deterministic=True)
     return jax.jit(make_train_step(objective, OPTIMIZER, **options))
 
 
 def one_update(batch, *, ema_decay=0.0, **options):
-    state = init_state(tiny_model()[1], OPTIMIZER, ema=ema_decay > 0)
+    state = init_state(tiny_model(**MODEL)[1], OPTIMIZER, ema=ema_decay > 0)
     step = jitted_step(ema_decay=ema_decay, **options)
     return step(state, batch, jax.random.key(0))
 
@@ -66,7 +67,7 @@ def test_order_of_the_rows_changes_nothing():
 def test_the_gradient_is_that_of_the_mean_over_tokens():
     """After one update the momentum is the gradient."""
     batch = tiny_batch(**LENGTHS)
-    model, params = tiny_model()
+    model, params = tiny_model(**MODEL)
     objective = make_objective(model, 0.1, deterministic=True)
     state, _ = one_update(batch)
     tokens = int((batch.target_segment_ids > 0).sum())
@@ -77,7 +78,7 @@ def test_the_gradient_is_that_of_the_mean_over_tokens():
 
 def test_a_non_finite_gradient_skips_the_update_and_is_counted():
     batch = tiny_batch(**LENGTHS)
-    model, params = tiny_model()
+    model, params = tiny_model(**MODEL)
     table = params["shared_embedding"]["embedding"].at[5].set(jnp.nan)
     broken = {**params, "shared_embedding": {"embedding": table}}
     objective = make_objective(model, 0.1, deterministic=True)
@@ -96,7 +97,7 @@ def test_a_non_finite_gradient_skips_the_update_and_is_counted():
 
 def test_the_exponential_average_follows_its_formula():
     batch = tiny_batch(**LENGTHS)
-    _, start = tiny_model()
+    _, start = tiny_model(**MODEL)
     state, _ = one_update(batch, ema_decay=0.75)
     expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, start, state.params)
     chex.assert_trees_all_close(state.ema_params, expected, rtol=1e-5)
@@ -104,7 +105,7 @@ def test_the_exponential_average_follows_its_formula():
 
 def test_each_step_drops_other_units():
     batch = tiny_batch(**LENGTHS)
-    model, params = tiny_model(dropout=0.5)
+    model, params = tiny_model(**MODEL, dropout=0.5)
     objective = make_objective(model, 0.1, deterministic=False)
     step = jax.jit(make_train_step(objective, OPTIMIZER))
     state = init_state(params, OPTIMIZER)
@@ -116,7 +117,7 @@ def test_each_step_drops_other_units():
 
 def test_training_overfits_a_batch():
     batch = tiny_batch(**LENGTHS)
-    model, params = tiny_model()
+    model, params = tiny_model(**MODEL)
     objective = make_objective(model, 0.0, deterministic=True)
     config = OptimizerConfig(schedule="constant", warmup_steps=0, learning_rate=0.01)
     adam = make_optimizer(config, d_model=16)
@@ -131,7 +132,7 @@ def test_training_overfits_a_batch():
 
 def test_averages_and_micro_batches_are_added_in_float32():
     """bfloat16 has 8 bits: 1 + 0.001 is 1, so that an average would never move."""
-    model, params = tiny_model(param_dtype="bfloat16")
+    model, params = tiny_model(**MODEL, param_dtype="bfloat16")
     objective = make_objective(model, 0.1, deterministic=True)
     state = init_state(params, OPTIMIZER, ema=True)
     step = make_train_step(objective, OPTIMIZER, ema_decay=0.999, accumulate=2)

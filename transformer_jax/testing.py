@@ -76,7 +76,6 @@ def tiny_model(seed: int = 0, **overrides: Any) -> tuple[Transformer, Params]:
     numpy's, so that nothing is compiled.
     """
     model = Transformer(tiny_model_config(**overrides))
-    shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
     draw = np.random.default_rng(seed)
 
     def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -85,7 +84,13 @@ def tiny_model(seed: int = 0, **overrides: Any) -> tuple[Transformer, Params]:
         values = spread * draw.normal(size=leaf.shape) + (name == "scale")
         return jnp.asarray(values, leaf.dtype)
 
-    return model, jax.tree_util.tree_map_with_path(fill, shapes)
+    return model, jax.tree_util.tree_map_with_path(fill, _shapes(model))
+
+
+@functools.cache
+def _shapes(model: Transformer) -> Any:
+    """Of the parameters; each kind of model is traced once."""
+    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
 def tiny_batch(
