@@ -29,6 +29,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import shlex
 import statistics
 import sys
@@ -141,13 +142,17 @@ def measure(
             "first_loss": round(losses[0], 3),
         }
     seconds = {name: [[] for _ in range(count)] for name in peers}
+    faults: dict[str, list[int]] = {name: [] for name in peers}
     for _ in range(rounds):
         for place in range(count):
             for name, peer in peers.items():
                 time.sleep(PAUSE)
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 start = time.perf_counter()
                 loss = peer.step(place)
                 seconds[name][place].append(time.perf_counter() - start)
+                after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                faults[name].append(after - before)
                 if place == 0:
                     numbers[name]["last_loss"] = round(loss, 3)
     for name, each in seconds.items():
@@ -155,6 +160,7 @@ def measure(
         total = sum(map(statistics.median, each))
         speed = sum(map(real_tokens, fed)) / total
         numbers[name]["target_tokens_per_second"] = round(speed, 1)
+        numbers[name]["page_faults"] = int(statistics.median(faults[name]))
         numbers[name]["seconds"] = [[round(s, 4) for s in one] for one in each]
     return numbers
 
@@ -246,7 +252,8 @@ def print_size(size: str, numbers: dict[str, dict[str, Any]]) -> None:
         print(
             f"  {name:20} {speed:9,.0f} target tokens/s   {OURS} is "
             f"{ours / speed:5.2f}x   loss {each['first_loss']:.2f} → "
-            f"{each['last_loss']:.2f}   {each['parameters']:,} parameters",
+            f"{each['last_loss']:.2f}   {each['page_faults']:,} page faults   "
+            f"{each['parameters']:,} parameters",
             flush=True,
         )
 

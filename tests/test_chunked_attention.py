@@ -127,7 +127,8 @@ def test_memory_is_linear_in_length():
 
 
 def test_rows_and_heads_may_be_shared_out_over_devices():
-    mesh = jax.make_mesh((4, 2), ("data", "tensor"))
+    devices = np.reshape(jax.devices(), (4, 2))
+    mesh = jax.sharding.Mesh(devices, ("data", "tensor"))
     rows = jnp.concatenate([PACKED, PACKED[::-1]])
     segments = Segments(rows, rows, causal=True)
     qkv = random_qkv(segments)
