@@ -41,11 +41,12 @@ from transformer_jax.parallel import devices_side_by_side
 from transformer_jax.recipes import config_from_json
 from transformer_jax.trainer.reporting import environment
 from transformer_jax.translation.evaluation import evaluate_translation
+from transformer_jax.translation.shortlist import Shortlist
 from transformer_jax.translation.translator import Translator
 
 MAX_LENGTH = 100
 """Target tokens at most, for the others; ours has its own bound."""
-OURS = "transformer_jax"
+OURS, SHORTLISTED = "transformer_jax", "transformer_jax_shortlist"
 Ids = list[list[int]]
 Run = Callable[[list[np.ndarray], int, int], Ids]
 """Sources, beams, batch → targets without their end, as ids of ours."""
@@ -69,8 +70,10 @@ class Args:
     """Those of them that are translated one by one."""
     repeats: int = 5
     """Timed rounds."""
+    shortlist: Path | None = None
+    """File of `transformer-jax shortlist`: ours is measured with it, too."""
     quick: bool = False
-    """300 sentences, 30 one by one, 3 rounds: under 5 minutes on 2 cores."""
+    """240 sentences, 30 one by one, 3 rounds."""
     hardware: str = ""
     """What it ran on, in words."""
 
@@ -78,8 +81,9 @@ class Args:
 class Ours:
     """Our engine, on as many devices as it likes."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, shortlist: Shortlist | None = None) -> None:
         devices = devices_side_by_side()
+        self.shortlist = shortlist
         self.many = Translator.load(checkpoint, devices=devices)
         self.one = Translator.load(checkpoint)
 
@@ -96,6 +100,7 @@ class Ours:
                 search=search,
                 batch_size=batch,
                 batch_tokens=1 << 20,
+                shortlist=self.shortlist,
                 scores=False,  # the others too give none unless asked
             )
             for each in results:
@@ -178,7 +183,9 @@ class CTranslate2:
         return [[self.ids[s] for s in each.hypotheses[0]] for each in found]
 
 
-def engines(checkpoint: Path, folder: Path) -> tuple[dict[str, Run], dict[str, float]]:
+def engines(
+    checkpoint: Path, folder: Path, shortlist: Path | None
+) -> tuple[dict[str, Run], dict[str, float]]:
     """All of them, and the seconds that each took to load."""
     import ctranslate2
 
@@ -193,6 +200,8 @@ def engines(checkpoint: Path, folder: Path) -> tuple[dict[str, Run], dict[str, f
         OURS: lambda: Ours(checkpoint),
         "hf_generate": lambda: HuggingFace(folder / "marian", symbols),
     }
+    if shortlist is not None:
+        makers[SHORTLISTED] = lambda: Ours(checkpoint, Shortlist.load(shortlist))
     for kind in ("float32", "int8"):
         for workers, threads in ((cores, 1), (1, cores)):
             name = f"ctranslate2_{kind}:{workers}x{threads}"
@@ -225,7 +234,8 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Numbers of each engine in one setting; the first rounds are not counted."""
     first = {name: timed(run, sources, beams, batch) for name, run in runs.items()}
-    warm_up(lambda: runs[OURS](sources, beams, batch))
+    for name in {OURS, SHORTLISTED} & set(runs):
+        warm_up(lambda run=runs[name]: run(sources, beams, batch))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -263,7 +273,7 @@ def fastest(numbers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def main(args: Args) -> None:
     """Measures, prints and keeps the numbers."""
     if args.quick:
-        args = dataclasses.replace(args, sentences=300, single=30, repeats=3)
+        args = dataclasses.replace(args, sentences=240, single=30, repeats=3)
     # Before anything is computed: it decides how many devices a CPU is.
     devices_side_by_side()
     keep_compiled_programs()
@@ -271,7 +281,7 @@ def main(args: Args) -> None:
     references = [line for chunk in file_chunks(args.reference) for line in chunk.lines]
     lines, references = lines[: args.sentences], references[: args.sentences]
     with tempfile.TemporaryDirectory() as name:
-        runs, load_seconds = engines(args.checkpoint, Path(name))
+        runs, load_seconds = engines(args.checkpoint, Path(name), args.shortlist)
         about = {
             "load_seconds": load_seconds,
             "command": shlex.join(["python", *sys.argv]),

@@ -40,7 +40,10 @@ def evaluate_translation(
     if not references:
         raise ValueError("There is nothing to evaluate: give at least one line.")
     makers: dict[str, Callable[[], Any]] = {
-        "bleu": lambda: BLEU(lowercase=lowercase, tokenize=tokenize),
+        # Told that the text is tokenised, it need not warn of that.
+        "bleu": lambda: BLEU(
+            lowercase=lowercase, tokenize=tokenize, force=tokenize == "none"
+        ),
         "chrf": lambda: CHRF(lowercase=lowercase),
         "ter": lambda: TER(),
     }
