@@ -84,13 +84,14 @@ def tiny_model(seed: int = 0, **overrides: Any) -> tuple[Transformer, Params]:
         values = spread * draw.normal(size=leaf.shape) + (name == "scale")
         return jnp.asarray(values, leaf.dtype)
 
-    return model, jax.tree_util.tree_map_with_path(fill, _shapes(model))
+    return model, jax.tree_util.tree_map_with_path(fill, _shapes(model.config))
 
 
 @functools.cache
-def _shapes(model: Transformer) -> Any:
+def _shapes(config: ModelConfig) -> Any:
     """Of the parameters; each kind of model is traced once."""
-    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    init = functools.partial(init_params, Transformer(config))
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 def tiny_batch(
