@@ -7,7 +7,8 @@ Of each sentence's reference, phrases of one or two words are drawn that its tra
 must hold, and that do not overlap; a short reference gives fewer. "Batch 32" is as many
 sentences side by side on each device, refilled as they are done. Repeats are
 interleaved, and medians are kept; rounds before, which compile, are not counted. All
-phrases should be met. BLEU rises with them, as they tell of the reference.
+phrases should be met. BLEU should rise with them, as they tell of the reference; where
+it falls, phrases came where they do not belong.
 """
 
 import dataclasses
