@@ -223,6 +223,9 @@ def plain_loop(table, phrases, *, beam_size, limit, n, enough) -> list[Hypothesi
                     there = [i for i in range(len(phrase)) if tokens[-i:] == phrase[:i]]
                     way = (*tokens, phrase[max(there, default=0)])
                     best += [way] * (way not in best)
+            own = [way for way in ways if way[:-1] == tokens]
+            way = max(own, key=lambda each: ways[each])
+            best += [way] * (way not in best)
         best.sort(key=lambda each: -ways[each])
         furthest = max(best, key=held)  # the likeliest of them comes first
         turns = {

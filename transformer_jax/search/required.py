@@ -24,10 +24,9 @@ from transformer_jax.types import Array
 FREE = -1
 """In a phrase: behind its end; in a prefix: a place where the search chooses."""
 
-PRICE = 16.0
+PRICE = 4.0
 """Nats that a token which a target still lacks is taken to cost. The less, the later
-phrases come: below what their first tokens cost, at the very end. Of 4, 8, 12, 16 and
-24, 16 gave the best BLEU (see docs/translating.md)."""
+phrases come; the more, the earlier, where they do not belong."""
 
 
 class Progress(NamedTuple):
@@ -111,19 +110,24 @@ def without_early_end(logits: Array, progress: Progress, eos_id: int | Array) ->
 def with_next_tokens(
     ways: Ways, logits: Array, offsets: Array, progress: Progress
 ) -> Ways:
-    """The ways, and each beam's ways on through the phrases that it lacks, those apart
-    that are there already: [B, X + K·C]. Sums are of offsets [B, K] and logits."""
+    """The ways, and each beam's ways on through the phrases that it lacks and by its
+    best token, those apart that are there already: [B, X + K·(C + 1)]. Without the best
+    tokens a beam that paid for its phrases would be lost among those that did not.
+    Sums are of offsets [B, K] and logits."""
     sentences, beam_size, count = progress.matched.shape
     lacks = progress.matched < sizes_of(progress)
     phrases = progress.phrases
     place = jnp.minimum(progress.matched, phrases.shape[-1] - 1)[..., None]
     tokens = jnp.take_along_axis(phrases[:, None], place, axis=-1)[..., 0]
-    tokens = jnp.where(lacks, tokens, 0)  # [B, K, C]
+    tokens = jnp.where(lacks, tokens, 0)
+    best = jnp.argmax(logits, axis=-1).astype(tokens.dtype)[..., None]
+    tokens = jnp.concatenate([tokens, best], axis=-1)  # [B, K, C + 1]
+    lacks = jnp.concatenate([lacks, jnp.ones_like(best, bool)], axis=-1)
     sums = offsets[..., None] + jnp.take_along_axis(logits, tokens, axis=-1)
 
-    # Phrases may go on by the same token: the first one counts.
+    # Several may be the same token: the first one counts.
     same = tokens[..., None] == tokens[..., None, :]
-    same = same & lacks[..., None, :] & jnp.tri(count, k=-1, dtype=bool)[None, None]
+    same = same & lacks[..., None, :] & jnp.tri(count + 1, k=-1, dtype=bool)[None, None]
     beams = jnp.arange(beam_size)[None, :, None, None]
     there = (ways.parents[:, None, None] == beams) & (
         ways.tokens[:, None, None] == tokens[..., None]
