@@ -73,7 +73,7 @@ class Args:
     shortlist: Path | None = None
     """File of `transformer-jax shortlist`: ours is measured with it, too."""
     quick: bool = False
-    """240 sentences, 30 one by one, 3 rounds."""
+    """240 sentences, 30 one by one, 3 rounds; most of its time is compiling."""
     hardware: str = ""
     """What it ran on, in words."""
 
@@ -234,8 +234,9 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Numbers of each engine in one setting; the first rounds are not counted."""
     first = {name: timed(run, sources, beams, batch) for name, run in runs.items()}
-    for name in {OURS, SHORTLISTED} & set(runs):
-        warm_up(lambda run=runs[name]: run(sources, beams, batch))
+    for name in (OURS, SHORTLISTED):
+        if name in runs:
+            warm_up(lambda run=runs[name]: run(sources, beams, batch))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():

@@ -1,12 +1,12 @@
 """Phrases that every target must hold.
 
 Each sentence has C phrases of up to W tokens (`Job.phrases`). Beams are offered the
-next token of each phrase that they lack, however unlikely it is, as in dynamic beam
-allocation (Post and Vilar, 2018; as arrays, Hu et al., 2019). Beams that paid for a
-token would lose to those that did not yet: there, the places in the beam are shared out
-by how many tokens of phrases are met, and a small beam has too few places for that.
-Here one is the furthest beam's, and the others are compared at a price for what they
-lack.
+next token of each phrase that they lack, however unlikely it is, and their own best
+token, as in dynamic beam allocation (Post and Vilar, 2018; as arrays, Hu et al., 2019).
+Beams that paid for a token would lose to those that did not yet: there, the places in
+the beam are shared out by how many tokens of phrases are met, and a small beam has too
+few places for that. Here one is the furthest beam's, and the others are compared at a
+price for what they lack.
 
 A beam's way through a phrase is that of Knuth, Morris and Pratt (1977): where the next
 token is not the phrase's, its longest beginning that the target now ends with is left.
