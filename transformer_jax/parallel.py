@@ -5,7 +5,6 @@ parameters too; `tensor` shares out heads, feed-forward widths and the vocabular
 device is the mesh of 1 × 1 × 1.
 """
 
-import contextlib
 import math
 import os
 import re
@@ -42,25 +41,43 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
 """How each parameter is cut over the mesh, by its path; every one must match."""
 
 
-MOST_CPU_DEVICES = 8
+MOST_CPU_SEARCHES = 8
 
 
 def devices_side_by_side(wanted: int | None = None) -> list[Any]:
-    """Devices that work independently of each other: all, or as many as `wanted`.
+    """Where searches that are independent of each other run: on all devices, or as many
+    as `wanted`.
 
-    A CPU counts as one device for each of its cores, up to eight: two searches of one
-    thread each are faster than one search of two. That is settled when jax is first
-    used in a process; after that, there are as many as there are.
+    A CPU is one device, and here as many times as it has cores, up to eight: two
+    searches of one thread each are faster than one search of two, and what is compiled
+    for one serves them all. That is settled when jax is first used in a process; after
+    that, there are as many as there are devices.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    with contextlib.suppress(RuntimeError):  # jax has been used
-        jax.config.update("jax_num_cpu_devices", wanted or min(cores, MOST_CPU_DEVICES))
+    searches = wanted or min(cores, MOST_CPU_SEARCHES)
+    settled = not _share_out_cores(searches)
     devices = jax.local_devices()
+    if not settled and devices[0].platform == "cpu":
+        devices = devices * searches
     if wanted and wanted > len(devices):
         raise ValueError(
             f"{wanted} devices are wanted, and {len(devices)} are here: ask for fewer."
         )
     return devices[:wanted]
+
+
+def _share_out_cores(searches: int) -> bool:
+    """Makes a CPU run programs in the threads that ask for them; with several searches,
+    in these threads alone. → whether jax had not been used yet, else too late."""
+    try:
+        jax.config.update("jax_num_cpu_devices", 1)
+    except RuntimeError:
+        return False
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if searches > 1:
+        flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false"
+        os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
+    return True
 
 
 def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh:

@@ -50,7 +50,8 @@ MANY = 128
 FEWEST_WITH_SIDING = 16
 """Slots that a device with a siding has at least."""
 FIRST_CACHE = 24
-"""Target tokens that the cache has room for at first; it grows when need be."""
+"""Target tokens that the cache has room for at first, or three for four positions of
+its sources, if that is more; it grows when need be."""
 SIDING_CACHE = 96
 """The same of a siding's cache."""
 
@@ -159,7 +160,7 @@ class Decoder:
         shortest = padded_length(1, GROUP_LENGTHS, self.length)
         self.room = self.length if self.is_siding else shortest
         """S: source positions that the slots have now."""
-        self.state = empty_slots(
+        state = empty_slots(
             self.params,
             model=self.model,
             plan=self.plan,
@@ -167,6 +168,10 @@ class Decoder:
             length=self.room,
             cache=self._cache_for(1),
         )
+        # Bound to their device, as what `advance` gives back is: programs for what is
+        # not bound are others.
+        where = jax.tree.leaves(self.params)[0].sharding
+        self.state = jax.device_put(state, where) if len(where.device_set) == 1 else state
 
     def _share(self, queue: deque[Sentence], sharing: int) -> int:
         """Sentences to take now; towards the end of the queue fewer, so that all who
@@ -206,6 +211,7 @@ class Decoder:
         self.encoded = self._refitted(following.slots, following.room, room)
         self.state = self._refitted(self.state, self.room, room)
         self.room = room
+        self._resize(max(self.cache_length, self._cache_for(1)))
 
     def _room_for(self, sentences: Sequence[Sentence]) -> int:
         """S for these sentences."""
@@ -294,7 +300,9 @@ class Decoder:
 
     def _cache_for(self, tokens: int) -> int:
         """T for so many tokens."""
-        first = SIDING_CACHE if self.is_siding else FIRST_CACHE
+        first = max(FIRST_CACHE, self.room * 3 // 4)
+        if self.is_siding:
+            first = SIDING_CACHE
         return min(room_for(max(tokens, first)), self.plan.max_length)
 
     def _fit_cache(self, lengths: np.ndarray, done: Sequence[Found]) -> None:
