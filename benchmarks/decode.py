@@ -15,7 +15,6 @@ many hypotheses as beams have ended.
 """
 
 import dataclasses
-import gc
 import json
 import os
 import platform
@@ -23,33 +22,24 @@ import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
-from warming import warm_up
+from decoders import Apart, CTranslate2, Engine, HuggingFace, Ids, Ours
 
 from transformer_jax.checkpoint import CheckpointStore
 from transformer_jax.cli.lines import file_chunks
-from transformer_jax.compilation import keep_compiled_programs
-from transformer_jax.config import SearchConfig
 from transformer_jax.interop.library import export_run
-from transformer_jax.parallel import devices_side_by_side
 from transformer_jax.recipes import config_from_json
 from transformer_jax.trainer.reporting import environment
 from transformer_jax.translation.evaluation import evaluate_translation
-from transformer_jax.translation.shortlist import Shortlist
 from transformer_jax.translation.translator import Translator
 
-MAX_LENGTH = 100
-"""Target tokens at most, for the others; ours has its own bound."""
 OURS, SHORTLISTED = "transformer_jax", "transformer_jax_shortlist"
-Ids = list[list[int]]
-Run = Callable[[list[np.ndarray], int, int], Ids]
-"""Sources, beams, batch → targets without their end, as ids of ours."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,115 +68,8 @@ class Args:
     """What it ran on, in words."""
 
 
-class Ours:
-    """Our engine, on as many devices as it likes."""
-
-    def __init__(self, checkpoint: Path, shortlist: Shortlist | None = None) -> None:
-        devices = devices_side_by_side()
-        self.shortlist = shortlist
-        self.many = Translator.load(checkpoint, devices=devices)
-        self.one = Translator.load(checkpoint)
-
-    def __call__(self, sources: list[np.ndarray], beams: int, batch: int) -> Ids:
-        """All sentences in one call, or one after the other."""
-        greedy = SearchConfig(method="greedy")
-        search = SearchConfig(beam_size=beams) if beams > 1 else greedy
-        found: dict[int, list[int]] = {}
-        calls = [sources] if batch > 1 else [[source] for source in sources]
-        translator = self.many if batch > 1 else self.one
-        for first, call in enumerate(calls):
-            results = translator.search_ids(
-                call,
-                search=search,
-                batch_size=batch,
-                batch_tokens=1 << 20,
-                shortlist=self.shortlist,
-                scores=False,  # the others too give none unless asked
-            )
-            for each in results:
-                length = int(each.result.lengths[0]) - 1
-                ids = each.result.tokens[0, :length].tolist()
-                found[first + each.index] = ids
-        return [found[i] for i in range(len(sources))]
-
-
-class HuggingFace:
-    """`MarianMTModel.generate` on batches sorted by length."""
-
-    def __init__(self, folder: Path, symbols: list[str]) -> None:
-        import torch
-        import transformers
-
-        self.torch = torch
-        torch.set_num_threads(os.cpu_count() or 1)
-        library: Any = transformers.MarianMTModel
-        self.model = library.from_pretrained(folder).eval()
-        theirs = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        self.theirs = np.array([theirs.get(symbol, 0) for symbol in symbols])
-        self.ours = {theirs[s]: i for i, s in enumerate(symbols) if s in theirs}
-
-    def __call__(self, sources: list[np.ndarray], beams: int, batch: int) -> Ids:
-        """Batches of that size."""
-        config = self.model.config
-        order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
-        found: dict[int, list[int]] = {}
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            width = len(sources[rows[0]])
-            ids = np.full((len(rows), width), config.pad_token_id)
-            for row, index in enumerate(rows):
-                ids[row, : len(sources[index])] = self.theirs[sources[index]]
-            ids = self.torch.from_numpy(ids)
-            with self.torch.inference_mode():
-                out = self.model.generate(
-                    input_ids=ids,
-                    attention_mask=(ids != config.pad_token_id).long(),
-                    num_beams=beams,
-                    early_stopping=beams > 1,
-                    do_sample=False,
-                    max_length=MAX_LENGTH,
-                )
-            stop = {config.pad_token_id, config.eos_token_id}
-            for row, index in enumerate(rows):
-                tokens = [t for t in out[row, 1:].tolist() if t not in stop]
-                found[index] = [self.ours[token] for token in tokens]
-        return [found[i] for i in range(len(sources))]
-
-
-class CTranslate2:
-    """Its translator, with a number of workers and of threads for each."""
-
-    def __init__(
-        self, folder: Path, symbols: list[str], kind: str, workers: int, threads: int
-    ) -> None:
-        import ctranslate2
-
-        self.translator = ctranslate2.Translator(
-            str(folder), compute_type=kind, inter_threads=workers, intra_threads=threads
-        )
-        self.symbols = symbols
-        self.ids = {symbol: i for i, symbol in enumerate(symbols)}
-
-    def __call__(self, sources: list[np.ndarray], beams: int, batch: int) -> Ids:
-        """All sentences in one call, or one after the other."""
-        pieces = [[self.symbols[i] for i in source.tolist()] for source in sources]
-        calls = [pieces] if batch > 1 else [[each] for each in pieces]
-        found = []
-        for call in calls:
-            found += self.translator.translate_batch(
-                call,
-                beam_size=beams,
-                max_batch_size=batch,
-                max_decoding_length=MAX_LENGTH,
-                min_decoding_length=0,
-            )
-        return [[self.ids[s] for s in each.hypotheses[0]] for each in found]
-
-
-def engines(
-    checkpoint: Path, folder: Path, shortlist: Path | None
-) -> tuple[dict[str, Run], dict[str, float]]:
-    """All of them, and the seconds that each took to load."""
+def engines(checkpoint: Path, folder: Path, shortlist: Path | None) -> dict[str, Apart]:
+    """All of them, loaded."""
     import ctranslate2
 
     tokenizer = Translator.load(checkpoint).tokenizer
@@ -196,36 +79,23 @@ def engines(
     converter = ctranslate2.converters.TransformersConverter
     converter(str(folder / "for_ctranslate2")).convert(str(folder / "converted"))
     cores = os.cpu_count() or 1
-    makers: dict[str, Callable[[], Run]] = {
-        OURS: lambda: Ours(checkpoint),
-        "hf_generate": lambda: HuggingFace(folder / "marian", symbols),
+    makers: dict[str, Callable[[], Engine]] = {
+        OURS: partial(Ours, checkpoint),
+        "hf_generate": partial(HuggingFace, folder / "marian", symbols),
     }
     if shortlist is not None:
-        makers[SHORTLISTED] = lambda: Ours(checkpoint, Shortlist.load(shortlist))
+        makers[SHORTLISTED] = partial(Ours, checkpoint, shortlist)
     for kind in ("float32", "int8"):
         for workers, threads in ((cores, 1), (1, cores)):
             name = f"ctranslate2_{kind}:{workers}x{threads}"
-            makers[name] = lambda k=kind, w=workers, t=threads: CTranslate2(
-                folder / "converted", symbols, k, w, t
+            makers[name] = partial(
+                CTranslate2, folder / "converted", symbols, kind, workers, threads
             )
-    loaded, seconds = {}, {}
-    for name, make in makers.items():
-        start = time.perf_counter()
-        loaded[name] = make()
-        seconds[name] = round(time.perf_counter() - start, 2)
-    return loaded, seconds
-
-
-def timed(run: Run, sources: list[np.ndarray], beams: int, batch: int):
-    """Seconds, and what was found."""
-    gc.collect()
-    start = time.perf_counter()
-    found = run(sources, beams, batch)
-    return time.perf_counter() - start, found
+    return {name: Apart(make) for name, make in makers.items()}
 
 
 def measure(
-    runs: dict[str, Run],
+    runs: dict[str, Apart],
     sources: list[np.ndarray],
     beams: int,
     batch: int,
@@ -233,14 +103,13 @@ def measure(
     score: Callable[[Ids], float | None],
 ) -> dict[str, dict[str, Any]]:
     """Numbers of each engine in one setting; the first rounds are not counted."""
-    first = {name: timed(run, sources, beams, batch) for name, run in runs.items()}
-    for name in (OURS, SHORTLISTED):
-        if name in runs:
-            warm_up(lambda run=runs[name]: run(sources, beams, batch))
+    first = {name: run.timed(sources, beams, batch) for name, run in runs.items()}
+    for run in runs.values():
+        run.warm_up(sources, beams, batch)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            seconds[name].append(timed(run, sources, beams, batch)[0])
+            seconds[name].append(run.timed(sources, beams, batch)[0])
     numbers = {}
     for name, (first_seconds, found) in first.items():
         median = statistics.median(seconds[name])
@@ -275,16 +144,15 @@ def main(args: Args) -> None:
     """Measures, prints and keeps the numbers."""
     if args.quick:
         args = dataclasses.replace(args, sentences=240, single=30, repeats=3)
-    # Before anything is computed: it decides how many devices a CPU is.
-    devices_side_by_side()
-    keep_compiled_programs()
     lines = [line for chunk in file_chunks(args.source) for line in chunk.lines]
     references = [line for chunk in file_chunks(args.reference) for line in chunk.lines]
     lines, references = lines[: args.sentences], references[: args.sentences]
     with tempfile.TemporaryDirectory() as name:
-        runs, load_seconds = engines(args.checkpoint, Path(name), args.shortlist)
+        runs = engines(args.checkpoint, Path(name), args.shortlist)
         about = {
-            "load_seconds": load_seconds,
+            "load_seconds": {
+                k: round(each.load_seconds, 2) for k, each in runs.items()
+            },
             "command": shlex.join(["python", *sys.argv]),
             "hardware": args.hardware or platform.processor(),
             "cores": os.cpu_count(),
@@ -298,13 +166,11 @@ def main(args: Args) -> None:
 
 
 def measure_all(
-    args: Args, runs: dict[str, Run], lines: list[str], references: list[str]
+    args: Args, runs: dict[str, Apart], lines: list[str], references: list[str]
 ) -> Iterator[dict[str, Any]]:
     """Numbers by engine, and how many times as fast ours is: after each setting, those
     of all settings so far."""
-    ours = runs[OURS]
-    assert isinstance(ours, Ours)
-    translator = ours.one
+    translator = Translator.load(args.checkpoint)
     store = CheckpointStore(args.checkpoint)
     settings = config_from_json(store.config_json(store.chosen_step(None))).evaluation
     sources = [translator.source_ids(line) for line in lines]
