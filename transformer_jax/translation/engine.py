@@ -18,6 +18,7 @@ from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import (
     GROUP_LENGTHS,
+    Group,
     most_waiting,
     padded_length,
     room_for,
@@ -71,14 +72,18 @@ class Task(NamedTuple):
 
     queue: deque[Sentence]
     plan: SearchPlan
-    slots: int
-    """B, on each device."""
-    length: int
-    """Most source positions of a slot."""
+    group: Group
     devices: int
     """More would have nothing to do."""
     many: bool
     """Whether there are so many sentences that sidings pay."""
+
+    def suits(self, decoder: "Decoder") -> bool:
+        """Whether one that is there can do it; more slots than wanted are no reason to
+        compile for fewer."""
+        shape, group = (decoder.plan, decoder.length), self.group
+        enough = group.slots <= decoder.slots <= group.most_slots
+        return shape == (self.plan, group.length) and enough
 
 
 class Decoder:
@@ -171,7 +176,9 @@ class Decoder:
         # Bound to their device, as what `advance` gives back is: programs for what is
         # not bound are others.
         where = jax.tree.leaves(self.params)[0].sharding
-        self.state = jax.device_put(state, where) if len(where.device_set) == 1 else state
+        self.state = (
+            jax.device_put(state, where) if len(where.device_set) == 1 else state
+        )
 
     def _share(self, queue: deque[Sentence], sharing: int) -> int:
         """Sentences to take now; towards the end of the queue fewer, so that all who

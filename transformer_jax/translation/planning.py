@@ -1,6 +1,6 @@
 """Which sentences are translated side by side, and in which of a few shapes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ GROUP_LENGTHS = (32, 64, 128, 256, 512, 1024)
 CPU_ROWS = 160
 """Rows that a CPU searches side by side at most: keys and values of more do not stay in
 its caches from step to step, and products are no faster, so that all take longer."""
+ENOUGH_ROWS = 32
+"""Rows that keep a core busy: fewer take longer for each, more hardly less."""
 MOST_WAITING = 64
 """Sentences that are encoded together at most."""
 
@@ -25,6 +27,8 @@ class Group(NamedTuple):
     """Sentences that are searched side by side."""
     length: int
     """Most source positions of a slot."""
+    most_slots: int
+    """So many slots would do, too."""
 
 
 def plan_groups(
@@ -33,19 +37,21 @@ def plan_groups(
     positions: int,
     longest: int,
     max_slots: int | None = None,
+    wanted_slots: Callable[[int], int] | None = None,
 ) -> Iterator[Group]:
     """Longest sentences first, as many slots as `positions` allow at their length.
 
     A group's length is the first of `GROUP_LENGTHS` that holds its longest sentence,
     but at most `longest`. Shorter ones fill its slots, and stay in the group unless
     their own length is a quarter at most or has more slots, and they can fill these.
-    Where all sentences together do not fill the slots, there is a power of four of
-    them.
+    There are no more slots than so many sentences are `wanted_slots` for: by default,
+    where all together do not fill the slots, a power of four.
 
     >>> groups = plan_groups([70, 9, 3, 2, 4, 5], positions=128, longest=1024)
     >>> [(group.indices.tolist(), group.slots, group.length) for group in groups]
     [([0], 1, 128), ([1, 5, 4, 2, 3], 4, 32)]
     """
+    wanted_slots = wanted_slots or next_power_of_four
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
 
     def slots_at(length: int) -> int:
@@ -58,13 +64,14 @@ def plan_groups(
         stop = min(start + slots_at(length), len(order))
         while stop < len(order):
             shorter = padded_length(lengths[order[stop]], GROUP_LENGTHS, longest)
-            wanted = slots_at(shorter)
-            pays = wanted > slots_at(length) or 4 * shorter <= length
-            if pays and len(order) - stop >= wanted:
+            more = slots_at(shorter)
+            pays = more > slots_at(length) or 4 * shorter <= length
+            if pays and len(order) - stop >= more:
                 break
             stop += 1
-        slots = min(slots_at(length), next_power_of_four(stop - start))
-        yield Group(order[start:stop], slots, length)
+        most = slots_at(length)
+        slots = min(most, wanted_slots(stop - start))
+        yield Group(order[start:stop], slots, length, most)
         start = stop
 
 
@@ -78,6 +85,29 @@ def most_slots(beams: int, batch_size: int | None, platform: str) -> int | None:
         return batch_size
     most = full_rows(CPU_ROWS, beams)
     return min(batch_size or most, most)
+
+
+def slots_wanted(sentences: int, *, beams: int, devices: int, platform: str) -> int:
+    """Slots that each device should have for so many sentences that all share.
+
+    All at the same time pay where a step takes as long for many as for few. On a CPU it
+    does not: there each slot should serve four sentences or more, so that few stand
+    empty at the end, but a core be kept busy.
+
+    >>> [slots_wanted(n, beams=1, devices=2, platform="cpu") for n in (1, 9, 240, 1000)]
+    [1, 16, 32, 128]
+    >>> [slots_wanted(n, beams=5, devices=2, platform="cpu") for n in (1, 9, 240, 1000)]
+    [1, 8, 32, 128]
+    >>> slots_wanted(240, beams=5, devices=1, platform="gpu")
+    256
+    """
+    all_of_them = next_power_of_four(sentences)
+    if platform != "cpu":
+        return all_of_them
+    slots = 1
+    while slots * beams < ENOUGH_ROWS or 4 * devices * slots < sentences:
+        slots *= 2
+    return min(slots, all_of_them)
 
 
 def most_waiting(slots: int) -> int:

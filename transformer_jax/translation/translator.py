@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 from collections import deque
@@ -38,6 +39,7 @@ from transformer_jax.translation.planning import (
     most_slots,
     next_power_of_four,
     plan_groups,
+    slots_wanted,
 )
 from transformer_jax.translation.sentences import Found, Sentence
 from transformer_jax.translation.shortlist import Shortlist
@@ -79,7 +81,7 @@ class Translator:
         self.draft = draft
         whole = Drafted(self.params, draft.params) if draft else self.params
         self._copies = [jax.device_put(whole, each) for each in devices] or [whole]
-        self._idle: dict[int, tuple[tuple[SearchPlan, int, int], Decoder]] = {}
+        self._idle: dict[int, Decoder] = {}
         self.tokenizer = tokenizer
         self.search = search
         if draft:
@@ -246,6 +248,12 @@ class Translator:
             positions=batch_tokens // search.beams,
             longest=self.max_source_tokens,
             max_slots=most_slots(search.beams, batch_size, self._platform),
+            wanted_slots=functools.partial(
+                slots_wanted,
+                beams=search.beams,
+                devices=len(self._copies),
+                platform=self._platform,
+            ),
         )
         prefixes = prefixes or [()] * len(sources)
         phrases = phrases or [()] * len(sources)
@@ -273,7 +281,7 @@ class Translator:
             )
             useful = min(-(-len(queue) // group.slots), len(self._copies))
             many = len(queue) >= MANY * useful
-            tasks.append(Task(queue, plan, group.slots, group.length, useful, many))
+            tasks.append(Task(queue, plan, group, useful, many))
         devices = range(max((task.devices for task in tasks), default=0))
         yield from side_by_side([self._work(device, tasks) for device in devices])
 
@@ -310,14 +318,19 @@ class Translator:
         for task in tasks:
             if device >= task.devices or not task.queue:
                 continue
-            shape = (task.plan, task.slots, task.length)
-            known, decoder = self._idle.pop(device, (None, None))
-            if decoder is None or known != shape:
+            decoder = self._idle.pop(device, None)
+            if decoder is None or not task.suits(decoder):
                 decoder = None  # before the next one takes its memory
-                params, (plan, slots, length) = self._copies[device], shape
-                decoder = Decoder(self.model, params, plan, slots=slots, length=length)
+                params, group = self._copies[device], task.group
+                decoder = Decoder(
+                    self.model,
+                    params,
+                    task.plan,
+                    slots=group.slots,
+                    length=group.length,
+                )
             yield from decoder.run(task.queue, sharing=task.devices, many=task.many)
-            self._idle[device] = shape, decoder
+            self._idle[device] = decoder
 
     def _plan(
         self,
