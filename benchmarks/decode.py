@@ -66,7 +66,7 @@ class Args:
     shortlist: Path | None = None
     """File of `transformer-jax shortlist`: ours is measured with it, too."""
     quick: bool = False
-    """240 sentences, 30 one by one, 3 rounds or 5 seconds of them."""
+    """192 sentences, 20 one by one, 3 rounds or 4 seconds of them."""
     hardware: str = ""
     """What it ran on, in words."""
 
@@ -149,7 +149,7 @@ def fastest(numbers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def main(args: Args) -> None:
     """Measures, prints and keeps the numbers."""
     if args.quick:
-        few = {"sentences": 240, "single": 30, "repeats": 3, "patience": 5.0}
+        few = {"sentences": 192, "single": 20, "repeats": 3, "patience": 4.0}
         args = dataclasses.replace(args, **few)
     lines = [line for chunk in file_chunks(args.source) for line in chunk.lines]
     references = [line for chunk in file_chunks(args.reference) for line in chunk.lines]

@@ -83,6 +83,23 @@ def test_only_greedy_search_can_do_without_scores(search):
         assert np.isnan(numbers).all() == (search is GREEDY)
 
 
+def test_more_slots_than_wanted_are_no_reason_to_compile():
+    ours = make_translator()
+    expected = ours.translate(LINES)
+    (decoder,) = ours._idle.values()
+    found = ours.translate(LINES[:1])  # wants one slot
+    assert [*ours._idle.values()] == [decoder]
+    assert_same(found, expected[:1])
+
+    # But never more than allowed, nor fewer than wanted.
+    ours.translate(LINES, batch_size=2)
+    (smaller,) = ours._idle.values()
+    assert smaller.slots <= 2 < decoder.slots
+    ours.translate(LINES)
+    (larger,) = ours._idle.values()
+    assert larger.slots == decoder.slots
+
+
 def test_as_many_lines_out_as_in():
     found = make_translator().translate(ODD_LINES)
     assert len(found) == len(ODD_LINES)

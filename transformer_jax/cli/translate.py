@@ -95,8 +95,8 @@ class Args:
     """Lines that a device searches side by side, at most. Default: as --batch-tokens
     says."""
     devices: int | None = None
-    """Devices that work side by side. Default: all; of a CPU, one for each core, up to
-    eight."""
+    """Devices that work side by side; of a CPU, searches. Default: all; of a CPU, one
+    for each core, up to eight."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Numbers that weights and caches are held in. bfloat16 is smaller and, on hardware
     that multiplies it, faster; some translations change. Default: as trained."""
