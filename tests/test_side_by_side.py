@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 assert devices == jax.local_devices() * 2, devices
-together, compiled = threading.Barrier(2, timeout=60), []
+together, compiled, waits = threading.Barrier(2, timeout=60), [], False
 
 def meet(x):
-    together.wait()  # passes only while the other one runs, too
+    if waits:
+        together.wait()  # passes only while the other one runs, too
     return x
 
 @jax.jit
@@ -40,12 +41,14 @@ found = [None, None]
 def work(i):
     found[i] = jax.device_get(met_double(inputs[i]))
 
-threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-for each in threads:
-    each.start()
-for each in threads:
-    each.join()
-assert all((each == 2).all() for each in found), found
+for waits in (False, True):  # at first, one compiles and the other waits for it
+    found[:] = None, None
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert [each.tolist() for each in found] == [[2, 2, 2]] * 2, found
 print("compiled", len(compiled))
 """
 
