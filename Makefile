@@ -16,11 +16,15 @@ help:  ## show this list
 demo: install  ## train on the phrasebook and translate (minutes; afterwards seconds)
 	@$(BIN)/transformer-jax demo
 
-# In the order of collection, which has the longest files first.
+# What is compared with other libraries is type-checked where they are installed (extra
+# `compare`). The tests run in the order of collection, which has the longest first.
+HAS_TORCH := import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)
+OURS_ALONE := transformer_jax configs train.py tests/*.py tests/system
+
 test: install  ## ruff, pyright and pytest
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright $$($(BIN)/python -c '$(HAS_TORCH)' || echo $(OURS_ALONE))
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile \
 		--no-loadscope-reorder
 
