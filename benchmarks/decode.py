@@ -151,6 +151,8 @@ def main(args: Args) -> None:
     if args.quick:
         few = {"sentences": 192, "single": 20, "repeats": 3, "patience": 4.0}
         args = dataclasses.replace(args, **few)
+    # So that all processes find room on an accelerator.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     lines = [line for chunk in file_chunks(args.source) for line in chunk.lines]
     references = [line for chunk in file_chunks(args.reference) for line in chunk.lines]
     lines, references = lines[: args.sentences], references[: args.sentences]

@@ -4,6 +4,7 @@ In one process they would share a copy of OpenMP, whichever came first, and with
 another library CTranslate2 was seen to take ten times as long with two threads.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -52,12 +53,12 @@ class Apart:
         self, sources: list[np.ndarray], beams: int, batch: int
     ) -> tuple[float, Ids]:
         """Seconds, and what was found."""
-        self.connection.send((sources, beams, batch))
+        self.connection.send((False, sources, beams, batch))
         return self.connection.recv()
 
     def warm_up(self, sources: list[np.ndarray], beams: int, batch: int) -> None:
         """Works until all is compiled, where something is."""
-        self.connection.send((sources, beams, batch, True))
+        self.connection.send((True, sources, beams, batch))
         self.connection.recv()
 
 
@@ -68,15 +69,17 @@ def serve(make: Callable[[], Engine], connection: Connection) -> None:
     connection.send(time.perf_counter() - start)
     while True:
         try:
-            sources, beams, batch, *warm = connection.recv()
+            before_timing, *work = connection.recv()
         except EOFError:
             return
-        if warm and isinstance(engine, Ours):
-            warm_up(lambda work=(sources, beams, batch): engine(*work))
-        found: Ids = []
+        if before_timing:
+            if isinstance(engine, Ours):
+                warm_up(lambda work=work: engine(*work))
+            connection.send(None)
+            continue
+        gc.collect()
         start = time.perf_counter()
-        if not warm:
-            found = engine(sources, beams, batch)
+        found = engine(*work)
         connection.send((time.perf_counter() - start, found))
 
 

@@ -66,7 +66,8 @@ class Args:
     seed: int = 1
     """Of the draw of phrases."""
     devices: int | None = None
-    """Devices that work side by side. Default: all; of a CPU, one for each core."""
+    """Devices that work side by side. Default: all; of a CPU, one for each core,
+    up to eight."""
     hardware: str = ""
     """What it ran on, in words."""
 

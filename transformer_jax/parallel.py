@@ -55,9 +55,9 @@ def devices_side_by_side(wanted: int | None = None) -> list[Any]:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     searches = wanted or min(cores, MOST_CPU_SEARCHES)
-    settled = not _share_out_cores(searches)
+    in_time = _share_out_cores(searches)
     devices = jax.local_devices()
-    if not settled and devices[0].platform == "cpu":
+    if in_time and devices[0].platform == "cpu":
         devices = devices * searches
     if wanted and wanted > len(devices):
         raise ValueError(
@@ -67,15 +67,15 @@ def devices_side_by_side(wanted: int | None = None) -> list[Any]:
 
 
 def _share_out_cores(searches: int) -> bool:
-    """Makes a CPU run programs in the threads that ask for them; with several searches,
-    in these threads alone. → whether jax had not been used yet, else too late."""
+    """Makes a CPU run the programs of several searches in the threads that ask for
+    them, and in these alone. → whether that was in time: before jax was used."""
     try:
         jax.config.update("jax_num_cpu_devices", 1)
     except RuntimeError:
         return False
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if searches > 1:
-        flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false"
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        flags = "--xla_cpu_multi_thread_eigen=false", os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
     return True
 

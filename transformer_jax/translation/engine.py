@@ -51,8 +51,7 @@ MANY = 128
 FEWEST_WITH_SIDING = 16
 """Slots that a device with a siding has at least."""
 FIRST_CACHE = 24
-"""Target tokens that the cache has room for at first, or three for four positions of
-its sources, if that is more; it grows when need be."""
+"""Target tokens that the cache has room for at first; it grows when need be."""
 SIDING_CACHE = 96
 """The same of a siding's cache."""
 
@@ -79,10 +78,11 @@ class Task(NamedTuple):
     """Whether there are so many sentences that sidings pay."""
 
     def suits(self, decoder: "Decoder") -> bool:
-        """Whether one that is there can do it; more slots than wanted are no reason to
-        compile for fewer."""
+        """Whether one that is there can do it; up to four times as many slots as wanted
+        are no reason to compile for fewer."""
         shape, group = (decoder.plan, decoder.length), self.group
-        enough = group.slots <= decoder.slots <= group.most_slots
+        most = min(group.allowed, 4 * group.slots)
+        enough = group.slots <= decoder.slots <= most
         return shape == (self.plan, group.length) and enough
 
 
@@ -134,7 +134,8 @@ class Decoder:
             if not (self.waiting or any(self.sentences)):
                 break
             report = self._advance(more=bool(queue or self.following))
-            # While the device is at work, the next ones are made ready.
+            # While the device is at work, the next ones are made ready. (Several
+            # searches of a CPU do one thing at a time: it is the others that go on.)
             if self.following is None:
                 self.following = self._prepare(queue, sharing)
             yield from done
@@ -217,8 +218,9 @@ class Decoder:
         room = self._room_for([*filter(None, self.sentences), *self.waiting])
         self.encoded = self._refitted(following.slots, following.room, room)
         self.state = self._refitted(self.state, self.room, room)
+        if room > self.room:  # targets will be longer, too
+            self._resize(max(self.cache_length, self._cache_for(room * 3 // 4)))
         self.room = room
-        self._resize(max(self.cache_length, self._cache_for(1)))
 
     def _room_for(self, sentences: Sequence[Sentence]) -> int:
         """S for these sentences."""
@@ -307,9 +309,7 @@ class Decoder:
 
     def _cache_for(self, tokens: int) -> int:
         """T for so many tokens."""
-        first = max(FIRST_CACHE, self.room * 3 // 4)
-        if self.is_siding:
-            first = SIDING_CACHE
+        first = SIDING_CACHE if self.is_siding else FIRST_CACHE
         return min(room_for(max(tokens, first)), self.plan.max_length)
 
     def _fit_cache(self, lengths: np.ndarray, done: Sequence[Found]) -> None:

@@ -20,6 +20,7 @@ from transformer_jax.search.greedy import advance_greedily
 from transformer_jax.search.result import penalty_table
 from transformer_jax.search.sampling import advance_samples
 from transformer_jax.search.shortlist import Choice, of_all_tokens, within
+from transformer_jax.translation.ensembles import AnyModel, Ensemble
 
 
 class SearchPlan(NamedTuple):
@@ -106,3 +107,15 @@ def constraints_of(plan: SearchPlan) -> tuple[Constraint, ...]:
     if search.no_repeat_ngram:
         found.append(no_repeated_ngram(search.no_repeat_ngram))
     return tuple(found)
+
+
+def check_shortlist(plan: SearchPlan, model: AnyModel) -> None:
+    """Raises ValueError for searches that know no shortlists."""
+    search = plan.search
+    if search.method == "sampling" or search.block > 1 or isinstance(model, Ensemble):
+        raise ValueError(
+            "A shortlist works with greedy and beam search by one model, a token at a "
+            f"time; method is {search.method}, block {search.block}"
+            f"{', and the model an ensemble' if isinstance(model, Ensemble) else ''}: "
+            "leave out the shortlist, or the other."
+        )

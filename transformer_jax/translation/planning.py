@@ -27,8 +27,8 @@ class Group(NamedTuple):
     """Sentences that are searched side by side."""
     length: int
     """Most source positions of a slot."""
-    most_slots: int
-    """So many slots would do, too."""
+    allowed: int
+    """Slots that the positions allow at this length."""
 
 
 def plan_groups(
@@ -44,8 +44,8 @@ def plan_groups(
     A group's length is the first of `GROUP_LENGTHS` that holds its longest sentence,
     but at most `longest`. Shorter ones fill its slots, and stay in the group unless
     their own length is a quarter at most or has more slots, and they can fill these.
-    There are no more slots than so many sentences are `wanted_slots` for: by default,
-    where all together do not fill the slots, a power of four.
+    They have `wanted_slots` of their number, if no more than are allowed: by default
+    the power of four that holds them all.
 
     >>> groups = plan_groups([70, 9, 3, 2, 4, 5], positions=128, longest=1024)
     >>> [(group.indices.tolist(), group.slots, group.length) for group in groups]
@@ -91,8 +91,8 @@ def slots_wanted(sentences: int, *, beams: int, devices: int, platform: str) -> 
     """Slots that each device should have for so many sentences that all share.
 
     All at the same time pay where a step takes as long for many as for few. On a CPU it
-    does not: there each slot should serve four sentences or more, so that few stand
-    empty at the end, but a core be kept busy.
+    does not: there each slot should serve three or four, so that few stand empty at the
+    end, but a core be kept busy.
 
     >>> [slots_wanted(n, beams=1, devices=2, platform="cpu") for n in (1, 9, 240, 1000)]
     [1, 16, 32, 128]

@@ -20,7 +20,7 @@ from transformer_jax.data.examples import make_example
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.search.parallel_greedy import Drafted
 from transformer_jax.translation.engine import MANY, Decoder, Task
-from transformer_jax.translation.ensembles import AnyModel, Ensemble
+from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.hypotheses import (
     Translation,
     as_translation,
@@ -28,7 +28,7 @@ from transformer_jax.translation.hypotheses import (
     warn_of_missing,
 )
 from transformer_jax.translation.loading import check_draft, load_runs
-from transformer_jax.translation.methods import SearchPlan
+from transformer_jax.translation.methods import SearchPlan, check_shortlist
 from transformer_jax.translation.phrases import (
     asked_of_lines,
     banned_ids,
@@ -36,6 +36,7 @@ from transformer_jax.translation.phrases import (
     prefix_width,
 )
 from transformer_jax.translation.planning import (
+    Group,
     most_slots,
     next_power_of_four,
     plan_groups,
@@ -72,7 +73,7 @@ class Translator:
         devices: Sequence[Any] = (),
         draft: "Translator | None" = None,
     ) -> None:
-        """`devices` work side by side, each with a copy of the parameters; without any,
+        """`devices` work side by side, each with the parameters; without any,
         the search runs where the parameters are. Those of an ensemble are a tuple, one
         for each model. A `draft` is a smaller model with the same vocabulary, whose
         guesses greedy search in blocks verifies."""
@@ -243,18 +244,7 @@ class Translator:
         """
         search = search or self.search
         numbers = numbers or range(len(sources))
-        groups = plan_groups(
-            [len(source) for source in sources],
-            positions=batch_tokens // search.beams,
-            longest=self.max_source_tokens,
-            max_slots=most_slots(search.beams, batch_size, self._platform),
-            wanted_slots=functools.partial(
-                slots_wanted,
-                beams=search.beams,
-                devices=len(self._copies),
-                platform=self._platform,
-            ),
-        )
+        groups = self._groups(sources, search, batch_tokens, batch_size)
         prefixes = prefixes or [()] * len(sources)
         phrases = phrases or [()] * len(sources)
         tasks = []
@@ -284,6 +274,28 @@ class Translator:
             tasks.append(Task(queue, plan, group, useful, many))
         devices = range(max((task.devices for task in tasks), default=0))
         yield from side_by_side([self._work(device, tasks) for device in devices])
+
+    def _groups(
+        self,
+        sources: Sequence[np.ndarray],
+        search: SearchConfig,
+        batch_tokens: int,
+        batch_size: int | None,
+    ) -> Iterator[Group]:
+        """Those that share slots."""
+        beams, platform = search.beams, self._platform
+        return plan_groups(
+            [len(source) for source in sources],
+            positions=batch_tokens // beams,
+            longest=self.max_source_tokens,
+            max_slots=most_slots(beams, batch_size, platform),
+            wanted_slots=functools.partial(
+                slots_wanted,
+                beams=beams,
+                devices=len(self._copies),
+                platform=platform,
+            ),
+        )
 
     def _sentence(
         self,
@@ -373,18 +385,6 @@ class Translator:
         wanted = int(search.max_length_factor * pieces) + search.max_length_offset
         wanted += more
         return min(wanted, self.model.config.num_positions)
-
-
-def check_shortlist(plan: SearchPlan, model: AnyModel) -> None:
-    """Raises ValueError for searches that know no shortlists."""
-    search = plan.search
-    if search.method == "sampling" or search.block > 1 or isinstance(model, Ensemble):
-        raise ValueError(
-            "A shortlist works with greedy and beam search by one model, a token at a "
-            f"time; method is {search.method}, block {search.block}"
-            f"{', and the model an ensemble' if isinstance(model, Ensemble) else ''}: "
-            "leave out the shortlist, or the other."
-        )
 
 
 @contextlib.contextmanager
