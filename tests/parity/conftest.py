@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
+collect_ignore = ["seq2seq.py"]  # has no tests, and needs torch
 ADVICE = (
     "Comparisons must run here (TRANSFORMER_JAX_REQUIRE_COMPARE=1), but this one was "
     "skipped. Install what is missing: pip install '.[compare]'."
