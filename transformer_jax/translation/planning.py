@@ -91,7 +91,7 @@ def slots_wanted(sentences: int, *, beams: int, devices: int, platform: str) -> 
     """Slots that each device should have for so many sentences that all share.
 
     All at the same time pay where a step takes as long for many as for few. On a CPU it
-    does not: there each slot should serve three or four, so that few stand empty at the
+    does not: there each slot should serve two to four, so that few stand empty at the
     end, but a core be kept busy.
 
     >>> [slots_wanted(n, beams=1, devices=2, platform="cpu") for n in (1, 9, 240, 1000)]

@@ -73,9 +73,9 @@ class Translator:
         devices: Sequence[Any] = (),
         draft: "Translator | None" = None,
     ) -> None:
-        """`devices` work side by side, each with the parameters; without any,
-        the search runs where the parameters are. Those of an ensemble are a tuple, one
-        for each model. A `draft` is a smaller model with the same vocabulary, whose
+        """`devices` work side by side, each with the parameters; without any, the
+        search runs where the parameters are. Those of an ensemble are a tuple, one for
+        each model. A `draft` is a smaller model with the same vocabulary, whose
         guesses greedy search in blocks verifies."""
         self.model: Any = model
         self.params = jax.tree.map(jnp.asarray, params)
