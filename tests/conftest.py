@@ -3,16 +3,17 @@
 import os
 import tempfile
 
-# Toy models spend their time in the compiler, not in what it compiles: no optimisation,
-# the older and quicker way of writing loops, and one thread for a program.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    + " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
-    + " --xla_cpu_parallel_codegen_split_count=1"
-)
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
+    # Toy models spend their time in the compiler, not in what it compiles: no
+    # optimisation, the older and quicker way of writing loops, and one thread for a
+    # program.
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "")
+        + " --xla_force_host_platform_device_count=8"
+        + " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+        + " --xla_cpu_parallel_codegen_split_count=1"
+    )
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Compiled once for all tests, their workers and the commands that they start.
     PROGRAMS = tempfile.TemporaryDirectory(prefix="transformer_jax_")

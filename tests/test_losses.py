@@ -61,7 +61,7 @@ def test_the_plain_loss_is_that_of_optax(smoothing):
 def test_fused_equals_plain_in_value_and_gradients(
     monkeypatch, chunk_tokens, bias, shards
 ):
-    monkeypatch.setattr(losses, "CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(losses, "CPU_CHUNK", losses.Chunk(chunk_tokens, 2**24))
     problem = random_problem(bias=bias)
     wanted = (0, 1, 2) if bias else (0, 1)
 
@@ -135,7 +135,7 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
     assert temporary_bytes(plain, tokens=4096, words=8_000) >= full_logits
     assert few < full_logits / 2
     assert many - few < 4 * (32768 - 4096) * 16 * 4
-    chunk = losses.CHUNK_LOGITS * 4
+    chunk = losses.CPU_CHUNK.logits * 4
     large = temporary_bytes(fused_cross_entropy, tokens=4096, words=131_072)
     assert large < 4 * chunk + 4 * 131_072 * 16 * 4 < 4096 * 131_072 * 4 / 6
 
@@ -161,13 +161,13 @@ def test_logits_of_a_chunk_have_a_bound_whatever_the_rows(words, rows, length):
         jax.ShapeDtypeStruct((rows, length), jnp.float32),
     )
     logits = {shape for shape in shapes_in(jaxpr.jaxpr) if shape[1:] == (words,)}
-    bound = min(losses.CHUNK_TOKENS * words, losses.CHUNK_LOGITS)
+    bound = min(losses.CPU_CHUNK.tokens * words, losses.CPU_CHUNK.logits)
     largest = max(math.prod(shape) for shape in logits)
     assert 0.8 * bound < largest <= bound
 
 
 def test_rows_on_several_devices_give_the_same_when_the_loss_is_not_told(monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK_TOKENS", 5)
+    monkeypatch.setattr(losses, "CPU_CHUNK", losses.Chunk(5, 2**24))
     hidden, table, bias, targets, weights = random_problem()
     rows = [jnp.repeat(x, 4, axis=0)[:8] for x in (hidden, targets, weights)]
 

@@ -145,8 +145,7 @@ def test_activations_are_about_what_jax_keeps(more):
 
 
 def test_what_is_held_at_once_is_what_the_modules_say():
-    assert losses.CHUNK_TOKENS == scaling.LOSS_TOKENS
-    assert losses.CHUNK_LOGITS == scaling.LOSS_LOGITS
+    assert (scaling.LOSS_TOKENS, scaling.LOSS_LOGITS) == losses.CHUNK
     assert attention.CHUNKED_LENGTH == scaling.PLAIN_LENGTH
     for length in (1, 512, 513, 4096):
         for kind in ("auto", "plain", "chunked"):

@@ -14,8 +14,9 @@ from typing import NamedTuple
 from transformer_jax.model_config import ModelConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
-LOSS_TOKENS, LOSS_LOGITS = 512, 2**24
-"""What the fused loss holds at once, at most: target positions, and their logits."""
+LOSS_TOKENS, LOSS_LOGITS = 4096, 2**27
+"""What the fused loss holds at once on an accelerator, at most: target positions, and
+their logits."""
 PLAIN_LENGTH = 512
 """Rows up to this long are attended to with all weights at once, by `auto`."""
 ADAFACTOR_FACTORS = 128

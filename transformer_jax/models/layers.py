@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.models.activations import relu
 from transformer_jax.models.attention import (
     KeyValue,
     MultiHeadAttention,
@@ -20,7 +21,7 @@ from transformer_jax.models.scanning import scan_layers
 from transformer_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": nn.relu,
+    "relu": relu,
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "silu": nn.silu,
 }
@@ -44,11 +45,12 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
         config = self.config
-        h = ACTIVATIONS[config.activation](self._dense(config.d_ff, "up")(x))
+        rows = x.reshape(-1, x.shape[-1])  # [B·T, D]: for products with what follows
+        h = ACTIVATIONS[config.activation](self._dense(config.d_ff, "up")(rows))
         if config.gated:
-            h = h * self._dense(config.d_ff, "gate")(x)
+            h = h * self._dense(config.d_ff, "gate")(rows)
         h = Dropout(config.activation_dropout)(h, deterministic=deterministic)
-        return self._dense(config.d_model, "down")(h)  # [B, T, D]
+        return self._dense(config.d_model, "down")(h).reshape(x.shape)
 
     def _dense(self, features: int, name: str) -> Dense:
         bias = self.config.feed_forward_bias

@@ -11,32 +11,47 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.types import Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def standardise(x: Array, eps: float) -> Array:
-    """(x - mean) / √(variance + ε) over the last axis of x [..., D] (Ba et al., 2016).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalised(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    """(x - mean) / √(variance + ε) · scale + bias over the last axis of x [..., D], in
+    the type of x (Ba et al., 2016). Scale and bias are [D], in float32.
 
-    The backward pass needs x̂, the result, and one number a row:
-    dx = (g - mean(g) - x̂ · mean(g x̂)) / √(variance + ε).
+    The backward pass needs x and two numbers a row. With x̂ the quotient, d = g · scale:
+    dx = (d - mean(d) - x̂ · mean(d x̂)) / √(variance + ε).
     """
-    return _forward(x, eps)[0]
+    return _forward(x, scale, bias, eps)[0]
 
 
-def _forward(x: Array, eps: float) -> tuple[Array, tuple[Array, Array]]:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+def _forward(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, Any]:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(variance + eps)  # [..., 1]
-    normed = centred * inverse
-    return normed, (normed, inverse)
+    # In memory: on a GPU the backward pass would else sum up the rows once more, and,
+    # as it cannot do that in the loops that sum up columns, write x̂ for these.
+    mean, inverse = jax.lax.optimization_barrier((mean, inverse))
+    y = (wide - mean) * inverse * along(scale, x) + along(bias, x)
+    return y.astype(x.dtype), (x, mean, inverse, scale)
 
 
-def _backward(eps: float, saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+def _backward(eps: float, saved: Any, g: Array) -> tuple[Array, Array, Array]:
     del eps
-    normed, inverse = saved
-    along = (g * normed).mean(axis=-1, keepdims=True)
-    return ((g - g.mean(axis=-1, keepdims=True) - normed * along) * inverse,)
+    x, mean, inverse, scale = saved
+    g = g.astype(jnp.float32)
+    normed = (x.astype(jnp.float32) - mean) * inverse
+    d = g * along(scale, g)
+    centred = d - d.mean(axis=-1, keepdims=True)
+    d_x = (centred - normed * (d * normed).mean(axis=-1, keepdims=True)) * inverse
+    rows = tuple(range(x.ndim - 1))
+    return d_x.astype(x.dtype), (g * normed).sum(axis=rows), g.sum(axis=rows)
 
 
-standardise.defvjp(_forward, _backward)
+normalised.defvjp(_forward, _backward)
+
+
+def along(vector: Array, x: Array) -> Array:
+    """[D] with as many axes as x has."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
 class LayerNorm(nn.Module):
@@ -48,12 +63,12 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         width, dtype = x.shape[-1:], jnp.dtype(self.config.param_dtype)
         scale = self.param("scale", nn.initializers.ones, width, dtype)
-        normed: Any = standardise(x.astype(jnp.float32), self.config.norm_eps)
-        normed = normed * scale.astype(jnp.float32)[None, None]
+        bias = jnp.zeros(width)
         if self.config.norm_bias:
             bias = self.param("bias", nn.initializers.zeros, width, dtype)
-            normed = normed + bias.astype(jnp.float32)[None, None]
-        return normed.astype(self.config.dtype)
+        scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
+        apply: Any = normalised
+        return apply(x.astype(self.config.dtype), scale, bias, self.config.norm_eps)
 
 
 class StdNorm(nn.Module):

@@ -17,11 +17,21 @@ import jax.numpy as jnp
 from transformer_jax.models.transformer import project
 from transformer_jax.types import Array
 
-CHUNK_TOKENS = 512
-"""Tokens whose logits are held at once by the fused loss, at most."""
-CHUNK_LOGITS = 2**24
-"""Logits held at once, at most, where a vocabulary is so large that these are fewer
-tokens: 64 MiB."""
+
+class Chunk(NamedTuple):
+    """What the fused loss holds at once, at most."""
+
+    tokens: int
+    """Target tokens, whose logits are formed together."""
+    logits: int
+    """Their logits, where a vocabulary is so large that these are fewer tokens."""
+
+
+CPU_CHUNK = Chunk(512, 2**24)
+"""64 MiB of logits: they should stay near the core that made them."""
+CHUNK = Chunk(4096, 2**27)
+"""On an accelerator, 512 MiB: the table's gradient, which each chunk reads and writes,
+should not be what takes the time."""
 
 
 class LossSums(NamedTuple):
@@ -175,7 +185,8 @@ def _chunks(hidden: Array, targets: Array, weights: Array, vocab_size: int) -> P
     Two axes, not three, in a chunk: gradients of the table then need no copy of logits.
     """
     tokens = targets.size
-    most = max(1, min(CHUNK_TOKENS, CHUNK_LOGITS // vocab_size))
+    chunk = CPU_CHUNK if jax.default_backend() == "cpu" else CHUNK
+    most = max(1, min(chunk.tokens, chunk.logits // vocab_size))
     num_chunks = -(-tokens // most)
     width = -(-tokens // num_chunks)
 
