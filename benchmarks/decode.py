@@ -9,12 +9,17 @@ same weights, and searches the same sentences, as pieces: no time goes into text
 everyone. A batch of one is one call for each sentence: its time is a latency. Repeats
 are interleaved, and medians are kept; loading and compiling are timed apart.
 
+With `--device gpu` it is ours and Hugging Face, both in bfloat16: CTranslate2's wheels
+need another CUDA than jax's and PyTorch's.
+
 CTranslate2 runs with as many workers of one thread as there are cores, and with one
 worker of as many threads: the faster counts. Beam search stops as each does: when as
 many hypotheses as beams have ended.
 """
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -26,7 +31,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -55,6 +60,12 @@ class Args:
     """Their translations, for BLEU."""
     output: Path
     """JSON file for the numbers; it is written anew after each setting."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What all run on."""
+    beams: tuple[int, ...] = (1, 5)
+    """Beam sizes; 1 is greedy search."""
+    batches: tuple[int, ...] = (1, 32, 128)
+    """Sentences that are searched side by side."""
     sentences: int = 1000
     """The first ones are used."""
     single: int = 100
@@ -71,30 +82,41 @@ class Args:
     """What it ran on, in words."""
 
 
-def engines(checkpoint: Path, folder: Path, shortlist: Path | None) -> dict[str, Apart]:
+def engines(args: Args, folder: Path) -> dict[str, Apart]:
     """All of them, loaded."""
+    tokenizer = Translator.load(args.checkpoint).tokenizer
+    symbols = tokenizer.source_pieces(list(range(tokenizer.source_vocab_size)))
+    export_run("marian", args.checkpoint, folder / "marian")
+    dtype = "bfloat16" if args.device == "gpu" else "float32"
+    where = "cuda" if args.device == "gpu" else "cpu"
+    makers: dict[str, Callable[[], Engine]] = {
+        OURS: partial(Ours, args.checkpoint, None, dtype),
+        "hf_generate": partial(HuggingFace, folder / "marian", symbols, where, dtype),
+    }
+    if args.shortlist is not None:
+        makers[SHORTLISTED] = partial(Ours, args.checkpoint, args.shortlist, dtype)
+    if args.device == "cpu":
+        makers |= ctranslate2_makers(args.checkpoint, folder, symbols)
+    return {name: Apart(make) for name, make in makers.items()}
+
+
+def ctranslate2_makers(
+    checkpoint: Path, folder: Path, symbols: list[str]
+) -> dict[str, Callable[[], Engine]]:
+    """CTranslate2 in both types and both settings."""
     import ctranslate2
 
-    tokenizer = Translator.load(checkpoint).tokenizer
-    symbols = tokenizer.source_pieces(list(range(tokenizer.source_vocab_size)))
-    export_run("marian", checkpoint, folder / "marian")
     export_run("ctranslate2", checkpoint, folder / "for_ctranslate2")
     converter = ctranslate2.converters.TransformersConverter
     converter(str(folder / "for_ctranslate2")).convert(str(folder / "converted"))
     cores = os.cpu_count() or 1
-    makers: dict[str, Callable[[], Engine]] = {
-        OURS: partial(Ours, checkpoint),
-        "hf_generate": partial(HuggingFace, folder / "marian", symbols),
+    return {
+        f"ctranslate2_{kind}:{workers}x{threads}": partial(
+            CTranslate2, folder / "converted", symbols, kind, workers, threads
+        )
+        for kind in ("float32", "int8")
+        for workers, threads in ((cores, 1), (1, cores))
     }
-    if shortlist is not None:
-        makers[SHORTLISTED] = partial(Ours, checkpoint, shortlist)
-    for kind in ("float32", "int8"):
-        for workers, threads in ((cores, 1), (1, cores)):
-            name = f"ctranslate2_{kind}:{workers}x{threads}"
-            makers[name] = partial(
-                CTranslate2, folder / "converted", symbols, kind, workers, threads
-            )
-    return {name: Apart(make) for name, make in makers.items()}
 
 
 def measure(
@@ -157,7 +179,7 @@ def main(args: Args) -> None:
     references = [line for chunk in file_chunks(args.reference) for line in chunk.lines]
     lines, references = lines[: args.sentences], references[: args.sentences]
     with tempfile.TemporaryDirectory() as name:
-        runs = engines(args.checkpoint, Path(name), args.shortlist)
+        runs = engines(args, Path(name))
         about = {
             "load_seconds": {
                 k: round(each.load_seconds, 2) for k, each in runs.items()
@@ -184,8 +206,8 @@ def measure_all(
     settings = config_from_json(store.config_json(store.chosen_step(None))).evaluation
     sources = [translator.source_ids(line) for line in lines]
     result: dict[str, Any] = {"settings": {}, "ratio_to": {}}
-    for beams in (1, 5):
-        for batch in (1, 32, 128):
+    for beams in args.beams:
+        for batch in args.batches:
             count = args.single if batch == 1 else len(sources)
 
             def score(found: Ids, count: int = count) -> float | None:
@@ -226,13 +248,12 @@ def print_setting(setting: str, numbers: dict[str, dict[str, Any]]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that are compared."""
-    import ctranslate2
-    import torch
-    import transformers
-
-    modules = {"torch": torch, "transformers": transformers, "ctranslate2": ctranslate2}
-    return {name: module.__version__ for name, module in modules.items()}
+    """Of the libraries that are compared, where they are installed."""
+    found = {}
+    for name in ("torch", "transformers", "ctranslate2"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 if __name__ == "__main__":

@@ -86,12 +86,17 @@ def serve(make: Callable[[], Engine], connection: Connection) -> None:
 class Ours:
     """Our engine, on as many devices as it likes."""
 
-    def __init__(self, checkpoint: Path, shortlist: Path | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        shortlist: Path | None = None,
+        dtype: str | None = None,
+    ) -> None:
         devices = devices_side_by_side()
         keep_compiled_programs()
         self.shortlist = Shortlist.load(shortlist) if shortlist else None
-        self.many = Translator.load(checkpoint, devices=devices)
-        self.one = Translator.load(checkpoint)
+        self.many = Translator.load(checkpoint, devices=devices, dtype=dtype)
+        self.one = Translator.load(checkpoint, dtype=dtype)
 
     def __call__(self, sources: list[np.ndarray], beams: int, batch: int) -> Ids:
         """All sentences in one call, or one after the other."""
@@ -119,14 +124,21 @@ class Ours:
 class HuggingFace:
     """`MarianMTModel.generate` on batches sorted by length."""
 
-    def __init__(self, folder: Path, symbols: list[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        symbols: list[str],
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
         import torch
         import transformers
 
-        self.torch = torch
+        self.torch, self.device = torch, device
         torch.set_num_threads(os.cpu_count() or 1)
         library: Any = transformers.MarianMTModel
-        self.model = library.from_pretrained(folder).eval()
+        model = library.from_pretrained(folder, dtype=getattr(torch, dtype))
+        self.model = model.eval().to(device)
         theirs = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         self.theirs = np.array([theirs.get(symbol, 0) for symbol in symbols])
         self.ours = {theirs[s]: i for i, s in enumerate(symbols) if s in theirs}
@@ -142,7 +154,7 @@ class HuggingFace:
             ids = np.full((len(rows), width), config.pad_token_id)
             for row, index in enumerate(rows):
                 ids[row, : len(sources[index])] = self.theirs[sources[index]]
-            ids = self.torch.from_numpy(ids)
+            ids = self.torch.from_numpy(ids).to(self.device)
             with self.torch.inference_mode():
                 out = self.model.generate(
                     input_ids=ids,

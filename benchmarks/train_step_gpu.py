@@ -54,7 +54,7 @@ def makers(model: ModelConfig, batch: Batch, device: str) -> dict[str, Callable]
     torch.compiler.reset()
 
     return {
-        "ours": lambda: Ours(model, OPTIMIZER, SMOOTHING, [batch]),
+        "ours": lambda: Ours(model, OPTIMIZER, SMOOTHING, [batch], one_per_row=True),
         "torch_compile": lambda: TorchPeer(
             HandWritten(model),
             OPTIMIZER,

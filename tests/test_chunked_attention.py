@@ -21,11 +21,14 @@ from transformer_jax.training.objectives import make_objective
 PACKED = jnp.array([[1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 0], [1, 1, 2, 2] + 9 * [0]])
 SOURCE = jnp.array([[1, 1, 1, 1, 1, 1, 3, 3, 3, 3, 3], [1, 1, 1, 1, 2, 2, 2] + 4 * [0]])
 """Sentence 2 of the first row has no source: its queries may attend to nothing."""
+ALONE = PACKED.clip(max=1)
 CASES = {
     "self": Segments(PACKED, PACKED),
     "causal": Segments(PACKED, PACKED, causal=True),
     "cross": Segments(PACKED, SOURCE),
     "padding alone": Segments(0 * PACKED, SOURCE),
+    "one a row": Segments(ALONE, ALONE, causal=True, one_per_row=True),
+    "one a row, cross": Segments(ALONE, SOURCE.clip(max=1), one_per_row=True),
 }
 every_case = pytest.mark.parametrize("case", CASES)
 

@@ -237,16 +237,22 @@ def put_key(rng: jax.Array, mesh: Mesh) -> jax.Array:
 
 # Compiled steps.
 
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+"""Products by cuBLAS, which adds biases and applies relu as it goes; XLA's own, among
+which it would choose, leave that to loops."""
+
 
 def jit_train_step(step: Callable[..., Any], mesh: Mesh, state_like: Any) -> Any:
     """(state, batch, rng) → (state, metrics), compiled; the state is donated: its
     memory becomes the new state's."""
     state, whole = state_shardings(state_like, mesh), replicated(mesh)
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
     return jax.jit(
         step,
         in_shardings=(state, batch_sharding(mesh), whole),
         out_shardings=(state, whole),
         donate_argnums=0,
+        compiler_options=GPU_OPTIONS if on_gpu else None,
     )
 
 

@@ -26,9 +26,12 @@ class Ours:
         optimizer: OptimizerConfig,
         smoothing: float,
         batches: Sequence[Batch],
+        *,
+        one_per_row: bool = False,
     ) -> None:
         mesh = parallel.make_mesh(ParallelConfig(), jax.devices()[:1])
-        module, chain = Transformer(model), make_optimizer(optimizer, model.d_model)
+        module = Transformer(model, one_per_row=one_per_row)
+        chain = make_optimizer(optimizer, model.d_model)
         rng = jax.random.key(0)
 
         def init(rng: PRNGKey) -> TrainState:

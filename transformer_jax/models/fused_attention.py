@@ -1,7 +1,8 @@
 """Attention by a kernel of cuDNN that never writes its weights to memory.
 
-The kernel has no segment ids. It takes a mask, which all heads and layers share: two
-bytes for each query and key, so rows longer than `FUSED_LENGTH` go in chunks instead.
+The kernel has no segment ids. Where a row may hold several sentences it takes a mask,
+which all heads and layers share: two bytes for each query and key, so rows longer than
+`FUSED_LENGTH` go in chunks instead.
 """
 
 from typing import Literal
@@ -47,18 +48,24 @@ def fused_attention(
 ) -> Array:
     """`dot_product_attention` of `segments.mask()` without its weights.
 
-    q [B,T,N,H]; k, v [B,N,S,H] → [B,T,N,H]. A query that may attend to nothing gives
+    q [B,T,N,H]; k, v [B,N,S,H] → [B,T,N,H]. A query that may attend to nothing may give
     the mean of some values, in place of zeros: it is padding, which nobody reads.
     """
     length_first = (0, 2, 1, 3)
     k, v = k.transpose(length_first), v.transpose(length_first)
     rows = rows_together(len(q), max(q.shape[1], k.shape[1]))
-    segments = joined(segments, rows)
+    seen: dict[str, Array]
+    if segments.one_per_row and rows == 1:
+        lengths = [(x > 0).sum(axis=1) for x in (segments.query, segments.key)]
+        seen = {"query_seq_lengths": lengths[0], "key_value_seq_lengths": lengths[1]}
+    else:
+        together = joined(segments, rows)
+        seen = {"mask": segment_mask(together.query, together.key)}
     out = jax.nn.dot_product_attention(
         *(x.reshape(-1, rows * x.shape[1], *x.shape[2:]) for x in (q, k, v)),
-        mask=segment_mask(segments.query, segments.key),  # [B/rows, 1, rows·T, rows·S]
         is_causal=segments.causal,
         implementation=implementation,
+        **seen,
     )
     return out.reshape(q.shape)
 

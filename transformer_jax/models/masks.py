@@ -25,6 +25,9 @@ class Segments:
     """[B, S]."""
     causal: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether a position attends to none after it (T = S)."""
+    one_per_row: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether a row holds one sentence, and then padding: a kernel that is told their
+    lengths needs no mask."""
 
     def mask(self) -> Array:
         """[B, 1, T, S], whole."""

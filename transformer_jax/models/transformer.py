@@ -39,6 +39,8 @@ class Transformer(nn.Module):
     """Encoder and decoder between embeddings and an output projection."""
 
     config: ModelConfig
+    one_per_row: bool = False
+    """A promise that no row holds several sentences: see `Segments`."""
 
     def setup(self) -> None:
         config = self.config
@@ -98,7 +100,7 @@ class Transformer(nn.Module):
             num_positions=inputs.shape[1],
             deterministic=deterministic,
         )
-        segments = Segments(segment_ids, segment_ids)
+        segments = Segments(segment_ids, segment_ids, one_per_row=self.one_per_row)
         return self.encoder(x, segments, deterministic=deterministic)
 
     def decode_hidden(
@@ -121,13 +123,10 @@ class Transformer(nn.Module):
             num_positions=decoder_inputs.shape[1],
             deterministic=deterministic,
         )
-        hidden = self.decoder(
-            x,
-            encoded,
-            Segments(target_segment_ids, target_segment_ids, causal=True),
-            Segments(target_segment_ids, input_segment_ids),
-            deterministic=deterministic,
-        )
+        alone = self.one_per_row
+        own = Segments(target_segment_ids, target_segment_ids, True, alone)
+        source = Segments(target_segment_ids, input_segment_ids, False, alone)
+        hidden = self.decoder(x, encoded, own, source, deterministic=deterministic)
         return hidden, *self.output(table)
 
     def __call__(

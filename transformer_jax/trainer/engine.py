@@ -139,7 +139,7 @@ def build_engine(config: Config) -> Engine:
     """Model, mesh and optimizer of settings whose vocabulary sizes are known."""
     mesh = parallel.make_mesh(config.parallel)
     parallel.check_divisible(config, mesh)
-    model = Transformer(config.model)
+    model = Transformer(config.model, one_per_row=config.data.batching == "bucket")
     optimizer = make_optimizer(config.optimizer, config.model.d_model)
     ema = config.train.ema_decay > 0
 
