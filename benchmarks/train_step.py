@@ -34,7 +34,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -67,6 +67,8 @@ class Args:
     """What is measured."""
     sizes: tuple[str, ...] = ("tiny", "small", "base")
     """Model sizes (on a GPU: base and big)."""
+    lengths: tuple[int, ...] = (32, 64, 256, 1024)
+    """Of rows (GPU)."""
     batches: int = 2
     """Different batches."""
     rounds: int = 8
@@ -258,39 +260,45 @@ def print_size(size: str, numbers: dict[str, dict[str, Any]]) -> None:
         )
 
 
+def measure_cpu(args: Args) -> Iterator[dict[str, Any]]:
+    """All sizes: the numbers, and those that the output file has of others."""
+    if args.quick:
+        args = dataclasses.replace(args, rounds=3)
+    keep_compiled_programs()
+    if args.keep_memory:
+        keep_freed_memory()
+    text = read_text(args.data)
+    sizes = {}
+    if args.output.is_file():
+        sizes = json.loads(args.output.read_text(encoding="utf-8"))["sizes"]
+    for size in args.sizes:
+        sizes[size] = measure_size(size, text, args)
+        print_size(size, sizes[size]["contenders"])
+        yield {**ratios(sizes), "sizes": sizes}
+    for name, each in ratios(sizes).items():
+        print(name, each)
+
+
 def main(args: Args) -> None:
-    """Measures, prints and keeps the numbers."""
+    """Measures, prints and keeps the numbers, each as soon as it is there."""
+    results = measure_cpu(args)
     if args.device == "gpu":
         from train_step_gpu import measure_gpu
 
         sizes = ("base", "big") if args.sizes == Args.sizes else args.sizes
-        result = measure_gpu(sizes, smoke=args.smoke)
-    else:
-        if args.quick:
-            args = dataclasses.replace(args, rounds=3)
-        keep_compiled_programs()
-        if args.keep_memory:
-            keep_freed_memory()
-        text = read_text(args.data)
-        sizes = {}
-        if args.output.is_file():
-            sizes = json.loads(args.output.read_text(encoding="utf-8"))["sizes"]
-        for size in args.sizes:
-            sizes[size] = measure_size(size, text, args)
-            print_size(size, sizes[size]["contenders"])
-        result = {**ratios(sizes), "sizes": sizes}
-        for name, each in ratios(sizes).items():
-            print(name, each)
-    result |= {
-        "command": shlex.join(["python", *sys.argv]),
-        "hardware": args.hardware or platform.processor(),
-        "threads": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-        "date": time.strftime("%Y-%m-%d"),
-    }
+        results = measure_gpu(sizes, args.lengths, smoke=args.smoke)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for result in results:
+        about = {
+            "command": shlex.join(["python", *sys.argv]),
+            "hardware": args.hardware or platform.processor(),
+            "threads": os.cpu_count(),
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        text = json.dumps(result | about, indent=2) + "\n"
+        args.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

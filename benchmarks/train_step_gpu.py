@@ -16,7 +16,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ from transformer_jax.config import ModelConfig, OptimizerConfig, sized_model
 from transformer_jax.data.batching import Batch
 from transformer_jax.training.flops import peak_flops, train_flops, work_of
 
-LENGTHS = (32, 64, 256, 1024)
 PLACES = 32_768
 VOCABULARY = 32_768
 REPEATS, UPDATES = 7, 5
@@ -103,8 +102,11 @@ def measure_length(
     return numbers
 
 
-def measure_gpu(sizes: Sequence[str], *, smoke: bool) -> dict[str, Any]:
-    """All sizes and lengths; with `smoke`, toy sizes on whatever device is there."""
+def measure_gpu(
+    sizes: Sequence[str], lengths: Sequence[int], *, smoke: bool
+) -> Iterator[dict[str, Any]]:
+    """All sizes and lengths: after each, the numbers so far. With `smoke`, toy sizes on
+    whatever device is there."""
     # Both libraries share the memory: jax must not take it all at its start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
@@ -131,20 +133,21 @@ def measure_gpu(sizes: Sequence[str], *, smoke: bool) -> dict[str, Any]:
             target_vocab_size=vocabulary,
             **(layers if smoke else {}),
         )
-        for length in LENGTHS[:2] if smoke else LENGTHS:
+        for length in lengths[:2] if smoke else lengths:
             places = 128 if smoke else PLACES
             numbers = measure_length(model, length, places, device, peak)
             found.setdefault(size, {})[str(length)] = numbers
             speed = {n: e["target_tokens_per_second"] for n, e in numbers.items()}
             ratio = round(speed["ours"] / speed["torch_compile"], 3)
             ratios.setdefault(size, {})[str(length)] = ratio
-            print(size, length, speed, {n: e["mfu"] for n, e in numbers.items()}, ratio)
+            shares = {name: each["mfu"] for name, each in numbers.items()}
+            print(size, length, speed, shares, ratio, flush=True)
             gc.collect()
-    return {
-        "ratio_to_torch_compile": ratios,
-        "sizes": found,
-        "device": kind,
-        "peak_operations_per_second": peak,
-        "vocabulary": VOCABULARY,
-        "places_per_update": PLACES,
-    }
+            yield {
+                "ratio_to_torch_compile": ratios,
+                "sizes": found,
+                "device": kind,
+                "peak_operations_per_second": peak,
+                "vocabulary": VOCABULARY,
+                "places_per_update": PLACES,
+            }
