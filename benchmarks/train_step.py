@@ -260,6 +260,13 @@ def print_size(size: str, numbers: dict[str, dict[str, Any]]) -> None:
         )
 
 
+def kept_sizes(output: Path) -> dict[str, Any]:
+    """Numbers by size that the file has."""
+    if not output.is_file():
+        return {}
+    return json.loads(output.read_text(encoding="utf-8"))["sizes"]
+
+
 def measure_cpu(args: Args) -> Iterator[dict[str, Any]]:
     """All sizes: the numbers, and those that the output file has of others."""
     if args.quick:
@@ -267,10 +274,7 @@ def measure_cpu(args: Args) -> Iterator[dict[str, Any]]:
     keep_compiled_programs()
     if args.keep_memory:
         keep_freed_memory()
-    text = read_text(args.data)
-    sizes = {}
-    if args.output.is_file():
-        sizes = json.loads(args.output.read_text(encoding="utf-8"))["sizes"]
+    text, sizes = read_text(args.data), kept_sizes(args.output)
     for size in args.sizes:
         sizes[size] = measure_size(size, text, args)
         print_size(size, sizes[size]["contenders"])
@@ -286,7 +290,8 @@ def main(args: Args) -> None:
         from train_step_gpu import measure_gpu
 
         sizes = ("base", "big") if args.sizes == Args.sizes else args.sizes
-        results = measure_gpu(sizes, args.lengths, smoke=args.smoke)
+        known = kept_sizes(args.output)
+        results = measure_gpu(sizes, args.lengths, known, smoke=args.smoke)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     for result in results:
         about = {

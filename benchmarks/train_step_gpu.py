@@ -103,10 +103,10 @@ def measure_length(
 
 
 def measure_gpu(
-    sizes: Sequence[str], lengths: Sequence[int], *, smoke: bool
+    sizes: Sequence[str], lengths: Sequence[int], found: dict[str, Any], *, smoke: bool
 ) -> Iterator[dict[str, Any]]:
-    """All sizes and lengths: after each, the numbers so far. With `smoke`, toy sizes on
-    whatever device is there."""
+    """All sizes and lengths: after each, the numbers so far, and those `found` before.
+    With `smoke`, toy sizes on whatever device is there."""
     # Both libraries share the memory: jax must not take it all at its start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
@@ -120,8 +120,6 @@ def measure_gpu(
         )
     kind = jax.devices()[0].device_kind
     peak = peak_flops(jax.devices()[:1])
-    found: dict[str, Any] = {}
-    ratios: dict[str, dict[str, float]] = {}
     for size in sizes[:1] if smoke else sizes:
         layers = {"num_encoder_layers": 1, "num_decoder_layers": 1, "d_ff": 64}
         vocabulary = 1000 if smoke else VOCABULARY
@@ -137,17 +135,33 @@ def measure_gpu(
             places = 128 if smoke else PLACES
             numbers = measure_length(model, length, places, device, peak)
             found.setdefault(size, {})[str(length)] = numbers
-            speed = {n: e["target_tokens_per_second"] for n, e in numbers.items()}
-            ratio = round(speed["ours"] / speed["torch_compile"], 3)
-            ratios.setdefault(size, {})[str(length)] = ratio
-            shares = {name: each["mfu"] for name, each in numbers.items()}
-            print(size, length, speed, shares, ratio, flush=True)
             gc.collect()
+            ratio = ratios(found)[size][str(length)]
+            for name, each in numbers.items():
+                speed, mfu = each["target_tokens_per_second"], each["mfu"]
+                print(f"{size} {length:5} {name:14} {speed:9,.0f} tokens/s, MFU {mfu}")
+            print(f"{size} {length:5} ours is {ratio} times as fast", flush=True)
             yield {
-                "ratio_to_torch_compile": ratios,
+                "ratio_to_torch_compile": ratios(found),
                 "sizes": found,
                 "device": kind,
                 "peak_operations_per_second": peak,
                 "vocabulary": VOCABULARY,
                 "places_per_update": PLACES,
             }
+
+
+def ratios(sizes: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Ours by `torch.compile`, by size and length."""
+
+    def ratio(numbers: dict[str, Any]) -> float:
+        ours, theirs = (
+            numbers[name]["target_tokens_per_second"]
+            for name in ("ours", "torch_compile")
+        )
+        return round(ours / theirs, 3)
+
+    return {
+        size: {length: ratio(numbers) for length, numbers in by_length.items()}
+        for size, by_length in sizes.items()
+    }

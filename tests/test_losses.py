@@ -56,12 +56,17 @@ def test_the_plain_loss_is_that_of_optax(smoothing):
     chex.assert_trees_all_equal(sums.correct, correct)
 
 
+def hold_at_once(monkeypatch, chunk):
+    """On any device."""
+    monkeypatch.setattr(losses, "held_at_once", lambda: chunk)
+
+
 @pytest.mark.parametrize("chunk_tokens", [1, 6, 1000])
 @pytest.mark.parametrize(("bias", "shards"), [(True, 1), (False, 1), (True, B)])
 def test_fused_equals_plain_in_value_and_gradients(
     monkeypatch, chunk_tokens, bias, shards
 ):
-    monkeypatch.setattr(losses, "CPU_CHUNK", losses.Chunk(chunk_tokens, 2**24))
+    hold_at_once(monkeypatch, losses.Chunk(chunk_tokens, 2**24))
     problem = random_problem(bias=bias)
     wanted = (0, 1, 2) if bias else (0, 1)
 
@@ -124,9 +129,10 @@ def temporary_bytes(loss, *, tokens, words):
     return analysis.temp_size_in_bytes
 
 
-def test_memory_does_not_grow_with_tokens_times_vocabulary():
+def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch):
     """Full logits take four bytes a token and word. The fused loss holds those of a
     chunk, and of each token only what has the size of a hidden state."""
+    hold_at_once(monkeypatch, losses.CPU_CHUNK)
     few, many = (
         temporary_bytes(fused_cross_entropy, tokens=tokens, words=8_000)
         for tokens in (4096, 32768)
@@ -148,9 +154,14 @@ def shapes_in(jaxpr: Any) -> Iterator[tuple[int, ...]]:
             yield from shapes_in(inner)
 
 
+@pytest.mark.parametrize("chunk", [losses.CPU_CHUNK, losses.CHUNK])
 @pytest.mark.parametrize("words", [8_000, 100_000])
-@pytest.mark.parametrize(("rows", "length"), [(4096, 8), (3, 1021)])
-def test_logits_of_a_chunk_have_a_bound_whatever_the_rows(words, rows, length):
+@pytest.mark.parametrize(("rows", "length"), [(4096, 8), (17, 1021)])
+def test_logits_of_a_chunk_have_a_bound_whatever_the_rows(
+    monkeypatch, chunk, words, rows, length
+):
+    hold_at_once(monkeypatch, chunk)
+
     def total(hidden, table, targets, weights):
         return fused_cross_entropy(hidden, table, None, targets, weights, 0.1).loss
 
@@ -161,13 +172,13 @@ def test_logits_of_a_chunk_have_a_bound_whatever_the_rows(words, rows, length):
         jax.ShapeDtypeStruct((rows, length), jnp.float32),
     )
     logits = {shape for shape in shapes_in(jaxpr.jaxpr) if shape[1:] == (words,)}
-    bound = min(losses.CPU_CHUNK.tokens * words, losses.CPU_CHUNK.logits)
+    bound = min(chunk.tokens * words, chunk.logits)
     largest = max(math.prod(shape) for shape in logits)
     assert 0.8 * bound < largest <= bound
 
 
 def test_rows_on_several_devices_give_the_same_when_the_loss_is_not_told(monkeypatch):
-    monkeypatch.setattr(losses, "CPU_CHUNK", losses.Chunk(5, 2**24))
+    hold_at_once(monkeypatch, losses.Chunk(5, 2**24))
     hidden, table, bias, targets, weights = random_problem()
     rows = [jnp.repeat(x, 4, axis=0)[:8] for x in (hidden, targets, weights)]
 

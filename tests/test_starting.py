@@ -6,6 +6,8 @@ import shutil
 import signal
 from pathlib import Path
 
+import chex
+import jax
 import pytest
 from test_loop import (
     MODEL,
@@ -15,10 +17,11 @@ from test_loop import (
     use_one_device,
 )
 
+from transformer_jax import parallel
 from transformer_jax.checkpoint import CheckpointStore, params_sha256
 from transformer_jax.config import Config, ModelConfig
 from transformer_jax.recipes import config_from_json
-from transformer_jax.trainer.engine import Engine
+from transformer_jax.trainer.engine import Engine, build_engine
 from transformer_jax.trainer.loop import train
 
 
@@ -171,3 +174,14 @@ def test_another_init_from_than_at_first_is_refused(tmp_path):
     # A copy of the first run is as good as the run itself.
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
     assert train(longer, tmp_path / "tuned", init_from=tmp_path / "copy").step == 2
+
+
+def test_a_host_draws_for_its_device_what_that_would_draw(monkeypatch):
+    sizes = {"source_vocab_size": 16, "target_vocab_size": 16}
+    engine = build_engine(Config(model=dataclasses.replace(MODEL, **sizes)))
+    in_place = engine.fresh_state(jax.random.key(3))
+    monkeypatch.setattr(parallel, "host_device", lambda: jax.devices()[1])
+    drawn = engine.fresh_state(jax.random.key(3))
+    chex.assert_trees_all_equal(drawn, in_place)
+    for x, y in zip(jax.tree.leaves(drawn), jax.tree.leaves(in_place), strict=True):
+        assert x.sharding == y.sharding

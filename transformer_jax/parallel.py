@@ -80,6 +80,17 @@ def _share_out_cores(searches: int) -> bool:
     return True
 
 
+def host_device() -> Any | None:
+    """The CPU of a single process that computes elsewhere; None where there is none, as
+    with JAX_PLATFORMS=cuda."""
+    if jax.process_count() > 1 or jax.default_backend() == "cpu":
+        return None
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
 def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of the settings over all devices, or over those given.
 

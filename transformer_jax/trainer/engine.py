@@ -57,13 +57,19 @@ class Engine:
         return float(np.asarray(self.schedule(step - 1)))
 
     def fresh_state(self, rng: PRNGKey) -> TrainState:
-        """New parameters, drawn in place on the devices that will hold them."""
+        """New parameters, drawn by the host where there is one process, since a GPU's
+        compiler takes half a minute for what is run once; of several, each draws those
+        of its devices in place."""
         shardings = jax.tree.map(lambda x: x.sharding, self.state_like)
 
         def init(rng: PRNGKey) -> TrainState:
             return self._start(init_params(self.model, rng))
 
-        return jax.jit(init, out_shardings=shardings)(rng)
+        host = parallel.host_device()
+        if host is None:
+            return jax.jit(init, out_shardings=shardings)(rng)
+        state = jax.jit(init)(jax.device_put(rng, host))
+        return jax.device_put(state, shardings)
 
     def state_from(self, params: Params) -> TrainState:
         """The state before the first update of parameters from elsewhere."""

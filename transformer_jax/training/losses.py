@@ -34,6 +34,11 @@ CHUNK = Chunk(4096, 2**27)
 should not be what takes the time."""
 
 
+def held_at_once() -> Chunk:
+    """What suits the devices here."""
+    return CPU_CHUNK if jax.default_backend() == "cpu" else CHUNK
+
+
 class LossSums(NamedTuple):
     """Sums over the weighted tokens, in float32."""
 
@@ -185,7 +190,7 @@ def _chunks(hidden: Array, targets: Array, weights: Array, vocab_size: int) -> P
     Two axes, not three, in a chunk: gradients of the table then need no copy of logits.
     """
     tokens = targets.size
-    chunk = CPU_CHUNK if jax.default_backend() == "cpu" else CHUNK
+    chunk = held_at_once()
     most = max(1, min(chunk.tokens, chunk.logits // vocab_size))
     num_chunks = -(-tokens // most)
     width = -(-tokens // num_chunks)
