@@ -8,6 +8,7 @@ segment ids let a target read its own source only.
 the examples' positions in the stream alone, which is why a saved position is small.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -41,7 +42,7 @@ class Placed(NamedTuple):
 
 
 Lookup = Callable[[int], Example]
-NEVER = np.iinfo(np.int64).min
+NEVER = np.iinfo(np.int32).min
 
 
 def lengths(example: Example) -> tuple[int, int]:
@@ -61,32 +62,67 @@ class Ready(NamedTuple):
 def stack_rows(
     rows: Sequence[Sequence[Example]], shape: tuple[int, int, int], pad_id: int
 ) -> Batch:
-    """Rows of examples → one batch of shape (B, S, T), padded with empty rows to B."""
+    """Rows of examples → one batch of shape (B, S, T), padded with empty rows to B.
+
+    Raises ValueError for examples that have no room in their row.
+    """
     B, S, T = shape
-    batch = Batch(
-        inputs=np.full((B, S), pad_id, np.int32),
-        input_segment_ids=np.zeros((B, S), np.int32),
-        input_positions=np.zeros((B, S), np.int32),
-        decoder_inputs=np.full((B, T), pad_id, np.int32),
-        targets=np.full((B, T), pad_id, np.int32),
-        target_segment_ids=np.zeros((B, T), np.int32),
-        target_positions=np.zeros((B, T), np.int32),
+    examples = [example for row in rows for example in row]
+    in_row = [len(row) for row in rows]
+    source = _lay_out([len(each["inputs"]) for each in examples], in_row, (B, S))
+    target = _lay_out([len(each["targets"]) for each in examples], in_row, (B, T))
+    return Batch(
+        inputs=source.spread([each["inputs"] for each in examples], pad_id),
+        input_segment_ids=source.spread([source.segments]),
+        input_positions=source.spread([source.positions]),
+        decoder_inputs=target.spread(
+            [each["decoder_inputs"] for each in examples], pad_id
+        ),
+        targets=target.spread([each["targets"] for each in examples], pad_id),
+        target_segment_ids=target.spread([target.segments]),
+        target_positions=target.spread([target.positions]),
     )
-    places = np.arange(max(S, T), dtype=np.int32)
-    for b, row in enumerate(rows):
-        s = t = 0
-        for segment, example in enumerate(row, start=1):
-            s_end = s + len(example["inputs"])
-            t_end = t + len(example["targets"])
-            batch.inputs[b, s:s_end] = example["inputs"]
-            batch.input_segment_ids[b, s:s_end] = segment
-            batch.input_positions[b, s:s_end] = places[: s_end - s]
-            batch.decoder_inputs[b, t:t_end] = example["decoder_inputs"]
-            batch.targets[b, t:t_end] = example["targets"]
-            batch.target_segment_ids[b, t:t_end] = segment
-            batch.target_positions[b, t:t_end] = places[: t_end - t]
-            s, t = s_end, t_end
-    return batch
+
+
+class _Layout(NamedTuple):
+    """Where the n tokens of some examples lie in one side [B, L] of a batch."""
+
+    shape: tuple[int, int]
+    places: np.ndarray
+    """[n], counted through all rows."""
+    segments: np.ndarray
+    """[n]"""
+    positions: np.ndarray
+    """[n]"""
+
+    def spread(self, values: Sequence[np.ndarray], elsewhere: int = 0) -> np.ndarray:
+        """n values, in one piece or in some → [B, L]."""
+        spread = np.full(math.prod(self.shape), elsewhere, np.int32)
+        if values:
+            spread[self.places] = np.concatenate(values)
+        return spread.reshape(self.shape)
+
+
+def _lay_out(
+    sizes: Sequence[int], in_row: Sequence[int], shape: tuple[int, int]
+) -> _Layout:
+    """Examples of these sizes side by side, so many in each row."""
+    length = shape[1]
+    size = np.array(sizes, np.int64)
+    row = np.repeat(np.arange(len(in_row)), in_row)  # of each example
+    before = np.cumsum(size) - size
+    first = np.cumsum(in_row) - in_row  # example of each row
+    start = before - before[first[row]] if len(row) else before
+    if (start + size > length).any():
+        most = int((start + size).max())
+        raise ValueError(
+            f"The examples of a row have {most} tokens on a side, and a row of this "
+            f"batch has {length} places: put them into more rows."
+        )
+    segment = np.arange(len(row)) - first[row] + 1
+    position = np.arange(size.sum()) - np.repeat(before, size)
+    places = np.repeat(row * length + start, size) + position
+    return _Layout(shape, places, np.repeat(segment, size), position)
 
 
 def num_rows(batch_tokens: int, length: int, rows_multiple: int) -> int:
@@ -227,7 +263,7 @@ class Packer:
     def __init__(self, shape: tuple[int, int, int], *, window: int = 256):
         self._num_rows, self._length, _ = shape
         self._waiting: list[Placed] = []
-        self._sizes = np.zeros((2, window), np.int64)  # S and T of those that wait
+        self._sizes = np.zeros((2, window), np.int32)  # S and T of those that wait
         self._rows: list[list[Placed]] = []
 
     def add(self, placed: Placed) -> None:
@@ -244,24 +280,27 @@ class Packer:
             self._rows.append(self._form_row())
 
     def _form_row(self) -> list[Placed]:
-        S, T = self._sizes.copy()
+        S, T = self._sizes
+        size, unevenness = S + T, S - T
+        waits = np.ones(len(S), bool)
         room_s = room_t = self._length
         chosen: list[int] = []
         best = 0
         while True:
             chosen.append(best)
-            room_s -= S[best]
-            room_t -= T[best]
-            S[best] = self._length + 1  # taken: fits no more
-            fits = (room_s >= S) & (room_t >= T)
-            if not fits.any():
+            waits[best] = False
+            room_s -= int(S[best])
+            room_t -= int(T[best])
+            score = size - 2 * abs(room_s - room_t - unevenness)
+            fits = (room_s >= S) & (room_t >= T) & waits
+            score = np.where(fits, score, NEVER)
+            best = int(score.argmax())
+            if score[best] == NEVER:
                 break
-            unevenness = abs((room_s - S) - (room_t - T))
-            best = int(np.where(fits, S + T - 2 * unevenness, NEVER).argmax())
         row = [self._waiting[place] for place in chosen]
         for place in sorted(chosen, reverse=True):
             del self._waiting[place]
-        self._sizes[:, : len(self._waiting)] = np.delete(self._sizes, chosen, axis=1)
+        self._sizes[:, : len(self._waiting)] = self._sizes[:, waits]
         return row
 
     def pop(self, position: int) -> Ready | None:

@@ -87,8 +87,7 @@ def judge(example: Example, data: DataConfig) -> Verdict:
     """What the training filter says of a pair; lengths count the end tokens."""
     inputs, targets = example["inputs"], example["targets"]
     S, T = len(inputs), len(targets)
-    special = {example["decoder_inputs"][0], targets[-1]}
-    if T == 1 or (S <= 2 and special.issuperset(inputs)):
+    if T == 1 or (S <= 2 and {*inputs} <= {example["decoder_inputs"][0], targets[-1]}):
         return "empty"  # nothing but start and end tokens on a side
     if max(S, T) > data.max_length:
         return "too_long"
