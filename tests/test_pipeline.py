@@ -179,9 +179,10 @@ def test_reading_ahead_does_not_move_the_state(batching):
         assert json.dumps(batches.get_state()) == state
 
 
-def test_worker_processes_change_nothing():
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_worker_processes_change_nothing(num_workers):
     config = make_config("pack", sampling=0.3)
-    workers = make_config("pack", sampling=0.3, num_workers=3)
+    workers = make_config("pack", sampling=0.3, num_workers=num_workers)
     pairs = make_pairs(60)
     with (
         open_batches(config, pairs) as here,
@@ -191,6 +192,8 @@ def test_worker_processes_change_nothing():
         there.set_state(here.get_state())
         chex.assert_trees_all_equal(take(there, 10), take(here, 10))
         assert there.get_state() == here.get_state()
+        there.set_state(here.get_state())
+        chex.assert_trees_all_equal(take(there, 2), take(here, 2))
 
 
 def test_closed_batches_say_so_and_keep_their_state():

@@ -100,8 +100,10 @@ class DataConfig:
     counted. Evaluation keeps every sentence."""
     max_length_ratio: Annotated[float, Field(ge=1)] = 9.0
     """Training pairs whose sides differ in length by more than this are left out."""
-    num_workers: Count = 0
-    """Processes that read and encode sentence pairs; 0 uses a thread of this one."""
+    num_workers: Count | None = None
+    """Processes that make batches: 0 is a thread of this one, 1 a process beside it;
+    more are so many that encode for such a thread, for data too large to be remembered
+    or with subword sampling. None is 0 on a CPU and 1 with an accelerator."""
 
     def __post_init__(self) -> None:
         if list(self.bucket_lengths) != sorted(set(self.bucket_lengths)):

@@ -42,7 +42,6 @@ class Placed(NamedTuple):
 
 
 Lookup = Callable[[int], Example]
-NEVER = np.iinfo(np.int32).min
 
 
 def lengths(example: Example) -> tuple[int, int]:
@@ -280,27 +279,25 @@ class Packer:
             self._rows.append(self._form_row())
 
     def _form_row(self) -> list[Placed]:
-        S, T = self._sizes
+        S, T = self._sizes.copy()
         size, unevenness = S + T, S - T
-        waits = np.ones(len(S), bool)
         room_s = room_t = self._length
         chosen: list[int] = []
         best = 0
         while True:
             chosen.append(best)
-            waits[best] = False
-            room_s -= int(S[best])
-            room_t -= int(T[best])
-            score = size - 2 * abs(room_s - room_t - unevenness)
-            fits = (room_s >= S) & (room_t >= T) & waits
-            score = np.where(fits, score, NEVER)
-            best = int(score.argmax())
-            if score[best] == NEVER:
+            room_s -= S.item(best)
+            room_t -= T.item(best)
+            S[best] = self._length + 1  # taken: fits no more
+            (fits,) = ((room_s >= S) & (room_t >= T)).nonzero()
+            if not len(fits):
                 break
+            left = abs(room_s - room_t - unevenness[fits])
+            best = fits.item((size[fits] - 2 * left).argmax())
         row = [self._waiting[place] for place in chosen]
         for place in sorted(chosen, reverse=True):
             del self._waiting[place]
-        self._sizes[:, : len(self._waiting)] = self._sizes[:, waits]
+        self._sizes[:, : len(self._waiting)] = self._sizes[:, self._length >= S]
         return row
 
     def pop(self, position: int) -> Ready | None:

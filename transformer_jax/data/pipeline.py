@@ -4,8 +4,12 @@ Training reads the endless stream of `stream.py`, in which a position tells ever
 what has been read so far is a number, what waits to be batched is a list of numbers,
 and that is all a checkpoint holds. Every process forms the same global batches and
 takes the rows of its own devices.
+
+Batches are formed in a thread of the training process, or in a process beside it, so
+that neither of the two waits for the other's Python.
 """
 
+import pickle
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +34,7 @@ from transformer_jax.data.examples import (
     judge,
     make_example,
 )
-from transformer_jax.data.stream import ExampleStream, Reader
+from transformer_jax.data.stream import ExampleStream, Reader, read_beside
 
 if TYPE_CHECKING:
     from transformer_jax.data.sources import Pair, PairSource
@@ -50,21 +54,36 @@ class _Settings(NamedTuple):
     rows_multiple: int
     shares: Sequence[int]
     num_shares: int
+    num_encoders: int
+    """Processes that encode for the one that forms batches."""
 
 
-class _Batches(grain.IterDataset[Batch]):
-    """Filter, batch, and take this process's rows. Its iterators save and restore."""
+State = dict[str, Any]
+"""Where the batches stand, as JSON can hold it."""
 
-    def __init__(self, stream: ExampleStream, settings: _Settings):
+
+class _Batches(grain.IterDataset[tuple[Batch, State]]):
+    """Filter, batch, and take this process's rows, from a state on; with each batch
+    comes the state after it."""
+
+    def __init__(
+        self, stream: ExampleStream, settings: _Settings, state: State | None = None
+    ):
         super().__init__()
-        self._stream = stream
-        self._settings = settings
+        self.stream, self.settings, self.state = stream, settings, state
 
     def __iter__(self) -> "_BatchIterator":
-        return _BatchIterator(self._stream, self._settings)
+        batches = _BatchIterator(self.stream, self.settings)
+        if self.state is not None:
+            batches.set_state(self.state)
+        return batches
+
+    def starting_at(self, state: State) -> "_Batches":
+        """The same batches from another state on."""
+        return _Batches(self.stream, self.settings, state)
 
 
-class _BatchIterator(grain.DatasetIterator[Batch]):
+class _BatchIterator(grain.DatasetIterator[tuple[Batch, State]]):
     """Reads the stream until the batcher has a batch."""
 
     def __init__(self, stream: ExampleStream, settings: _Settings):
@@ -82,20 +101,21 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
         self._batcher = self._new_batcher()
         self._reader: Reader | None = None
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> tuple[Batch, State]:
         while (ready := self._batcher.pop(self._position)) is None:
             self._read()
         rows = [[placed.example for placed in row] for row in ready.rows]
-        _, pad_id, _, shares, num_shares = self._settings
-        size = ready.num_rows // num_shares
+        settings = self._settings
+        size, shares = ready.num_rows // settings.num_shares, settings.shares
         mine = [row for i in shares for row in rows[i * size : (i + 1) * size]]
         shape = (size * len(shares), ready.length, ready.length)
-        return stack_rows(mine, shape, pad_id)
+        return stack_rows(mine, shape, settings.pad_id), self.get_state()
 
     def _read(self) -> None:
         data, num_pairs = self._settings.config.data, self._stream.num_pairs
         if self._reader is None:
-            self._reader = Reader(self._stream, self._position, data.num_workers)
+            encoders = self._settings.num_encoders
+            self._reader = Reader(self._stream, self._position, encoders)
         example = next(self._reader)
         verdict = judge(example, data)
         if self._position < num_pairs:
@@ -111,13 +131,13 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
         self._position += 1
 
     def _new_batcher(self) -> Batcher:
-        config, _, rows_multiple, _, _ = self._settings
-        shapes = batch_shapes(config, rows_multiple=rows_multiple)
+        config = self._settings.config
+        shapes = batch_shapes(config, rows_multiple=self._settings.rows_multiple)
         if config.data.batching == "pack":
             return Packer(shapes[0])
         return Buckets(shapes, max_wait=self._stream.num_pairs)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> State:
         return {
             **self._identity,
             "position": self._position,
@@ -125,7 +145,7 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
             "pending": self._batcher.pending(),
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: State) -> None:
         for name, value in self._identity.items():
             if state.get(name, value) != value:
                 raise ValueError(
@@ -150,47 +170,58 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
 
 
 class TrainBatches:
-    """Batches for ever, each epoch in another order, read ahead in the background.
+    """Batches for ever, each epoch in another order, read ahead in the background: in a
+    thread, or in a process of their own if they are to be formed `beside`.
 
     The state is that of the batch returned last, however far reading is ahead.
     """
 
-    def __init__(self, batches: grain.IterDataset[Batch], num_pairs: int):
-        self._num_pairs = num_pairs
-        ahead = grain.experimental.ThreadPrefetchIterDataset(
-            batches, prefetch_buffer_size=READ_AHEAD
-        )
-        self._opened = [iter(ahead)]
-        self._state = self._iterator.get_state()
+    def __init__(self, batches: _Batches, num_pairs: int, *, beside: bool = False):
+        self._num_pairs, self._beside = num_pairs, beside
+        self._batches = batches
+        self._state = iter(batches).get_state()
+        self._opened: list[grain.DatasetIterator[Any]] = []
+        self._closed = False
         # Also at exit: Grain complains of iterators that outlive the interpreter.
-        self._close = weakref.finalize(self, _close, self._opened)
+        self._stop_reading = weakref.finalize(self, _close, self._opened)
 
-    @property
-    def _iterator(self) -> grain.DatasetIterator[Batch]:
-        if not self._opened:
-            raise ValueError("These batches are closed: open them anew.")
-        return self._opened[0]
+    def _open(self) -> None:
+        """Starts to read behind the batch that was returned last."""
+        batches = self._batches.starting_at(self._state)
+        if self._beside:
+            # As bytes: see `Reader`.
+            self._opened.append(read_beside(batches.map(pickle.dumps), READ_AHEAD))
+        else:
+            ahead = grain.experimental.ThreadPrefetchIterDataset(
+                batches, prefetch_buffer_size=READ_AHEAD
+            )
+            self._opened.append(iter(ahead))
 
     def __iter__(self) -> "TrainBatches":
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self._iterator)
-        self._state = self._iterator.get_state()
+        if self._closed:
+            raise ValueError("These batches are closed: open them anew.")
+        if not self._opened:
+            self._open()
+        read = next(self._opened[0])
+        batch, self._state = pickle.loads(read) if self._beside else read
         return batch
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> State:
         """What JSON can hold, and `set_state` goes on from."""
         return self._state
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: State) -> None:
         """Go on behind the batch that was returned last when `state` was got."""
-        self._iterator.set_state(state)
-        self._state = self._iterator.get_state()
+        self._state = iter(self._batches.starting_at(state)).get_state()
+        _close(self._opened)
 
     def close(self) -> None:
         """Stop reading ahead; can be called again."""
-        self._close()
+        self._closed = True
+        self._stop_reading()
 
     @property
     def epoch(self) -> int:
@@ -204,7 +235,7 @@ class TrainBatches:
         return FilterCounts(**self._state["counts"])
 
 
-def _close(opened: list[grain.DatasetIterator[Batch]]) -> None:
+def _close(opened: list[grain.DatasetIterator[Any]]) -> None:
     while opened:
         opened.pop().close()
 
@@ -217,9 +248,11 @@ def train_batches(
     rows_multiple: int = 1,
     shares: Sequence[int] = (0,),
     num_shares: int = 1,
+    num_workers: int = 0,
 ) -> TrainBatches:
     """Shuffled, filtered training batches without end. Of the `num_shares` equal parts
-    of each one's rows, these are the `shares` of this process."""
+    of each one's rows, these are the `shares` of this process. `num_workers` counts
+    unless `data.num_workers` says how many."""
     if len(pairs) == 0:
         raise ValueError(
             f"The training split {config.data.train_split!r} of {config.data.name} "
@@ -230,17 +263,21 @@ def train_batches(
             f"Rows come in multiples of {rows_multiple}, which cannot be cut into "
             f"{num_shares} equal shares: make one a multiple of the other."
         )
+    if config.data.num_workers is not None:
+        num_workers = config.data.num_workers
     settings = _Settings(
         config,
         tokenizer.pad_id,
         rows_multiple,
         shares,
         num_shares,
+        num_encoders=num_workers if num_workers > 1 else 0,
     )
     # Says at once, and not in the background, when rows do not fit.
     batch_shapes(config, rows_multiple=rows_multiple)
     stream = ExampleStream(pairs, tokenizer, config)
-    return TrainBatches(_Batches(stream, settings), len(pairs))
+    batches = _Batches(stream, settings)
+    return TrainBatches(batches, len(pairs), beside=num_workers == 1)
 
 
 class EvalBatch(NamedTuple):

@@ -98,18 +98,12 @@ class Reader:
         if num_workers == 0:
             self._examples = map(stream.__getitem__, itertools.count(position))
             return
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain asks for flags when it starts workers
         positions = grain.MapDataset.range(position, sys.maxsize)
         chunks = positions.map(stream.__getitem__).batch(CHUNK, batch_fn=pickle.dumps)
-        self._chunks = iter(
-            chunks.to_iter_dataset(
-                grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-            ).mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=num_workers),
-                worker_init_fn=_leave_with_parent,
-            )
+        read = chunks.to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         )
+        self._chunks = _in_processes(read, grain.MultiprocessingOptions(num_workers))
         with _deaf_to_stop_signals():
             first = next(self._chunks)  # starts the workers
         # As bytes: Grain gives each array a piece of shared memory, slow when small.
@@ -123,6 +117,23 @@ class Reader:
         """End the worker processes."""
         if self._chunks is not None:
             self._chunks.close()
+
+
+def read_beside(dataset: grain.IterDataset, buffer: int) -> grain.DatasetIterator:
+    """Its elements from one process, which is ahead by `buffer` of them."""
+    options = grain.MultiprocessingOptions(1, per_worker_buffer_size=buffer)
+    elements = _in_processes(dataset, options)
+    with _deaf_to_stop_signals():
+        elements.start_prefetch()
+    return elements
+
+
+def _in_processes(
+    dataset: grain.IterDataset, options: grain.MultiprocessingOptions
+) -> grain.DatasetIterator:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain asks for flags when it starts workers
+    return iter(dataset.mp_prefetch(options, worker_init_fn=_leave_with_parent))
 
 
 @contextlib.contextmanager

@@ -141,6 +141,7 @@ def _batches(prepared: Prepared, engine: Engine) -> TrainBatches:
         rows_multiple=engine.rows_multiple,
         shares=parallel.shares_here(engine.mesh),
         num_shares=parallel.num_data_shards(engine.mesh),
+        num_workers=int(jax.default_backend() != "cpu"),
     )
 
 
