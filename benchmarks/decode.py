@@ -33,6 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import tyro
 from decoders import Apart, CTranslate2, Engine, HuggingFace, Ids, Ours
@@ -173,8 +174,7 @@ def main(args: Args) -> None:
     if args.quick:
         few = {"sentences": 192, "single": 20, "repeats": 3, "patience": 4.0}
         args = dataclasses.replace(args, **few)
-    # So that all processes find room on an accelerator.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    settle_device(args.device)
     lines = [line for chunk in file_chunks(args.source) for line in chunk.lines]
     references = [line for chunk in file_chunks(args.reference) for line in chunk.lines]
     lines, references = lines[: args.sentences], references[: args.sentences]
@@ -194,6 +194,20 @@ def main(args: Args) -> None:
         for result in measure_all(args, runs, lines, references):
             text = json.dumps(result | about, indent=1) + "\n"
             args.output.write_text(text, encoding="utf-8")
+
+
+def settle_device(device: str) -> None:
+    """Makes jax compute there, here and in the engines' processes."""
+    # So that all of them find room on an accelerator.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if device == "cpu":
+        os.environ["JAX_PLATFORMS"] = device
+        jax.config.update("jax_platforms", device)
+    if jax.default_backend() != device:
+        raise ValueError(
+            f"--device is {device}, and jax computes on {jax.default_backend()}: "
+            "install jax for the GPU, or leave --device out."
+        )
 
 
 def measure_all(

@@ -293,9 +293,13 @@ def main(args: Args) -> None:
         known = kept_sizes(args.output)
         results = measure_gpu(sizes, args.lengths, known, smoke=args.smoke)
     args.output.parent.mkdir(parents=True, exist_ok=True)
+    commands = [shlex.join(["python", *sys.argv])]
+    if args.output.is_file():  # of the sizes that are kept
+        kept = json.loads(args.output.read_text(encoding="utf-8"))["command"]
+        commands = [one for one in kept.split("; ") if one not in commands] + commands
     for result in results:
         about = {
-            "command": shlex.join(["python", *sys.argv]),
+            "command": "; ".join(commands),
             "hardware": args.hardware or platform.processor(),
             "threads": os.cpu_count(),
             "python": platform.python_version(),

@@ -75,6 +75,16 @@ def test_packed_pairs_have_the_same_segment_on_both_sides():
     assert {array.dtype for array in batch} == {np.dtype(np.int32)}
 
 
+def test_no_rows_and_empty_rows_are_padding_and_too_full_ones_an_error():
+    for rows in ([], [[]]):
+        batch = stack_rows(rows, (2, 3, 3), pad_id=9)
+        assert (batch.inputs == 9).all()
+        assert not batch.target_segment_ids.any()
+    pair = example([11, 2], [21, 2])
+    with pytest.raises(ValueError, match=r"4 tokens on a side.* 3 places"):
+        stack_rows([[pair, pair]], (1, 3, 9), pad_id=9)
+
+
 def test_packing_starts_with_the_oldest_pair_and_then_fills_best():
     packer = Packer((1, 10, 10), window=5)
     for placed in (

@@ -1,6 +1,7 @@
 """Attention in chunks and by a kernel: the plain path's numbers, in less memory."""
 
 import contextlib
+import re
 from typing import Any
 
 import chex
@@ -29,6 +30,7 @@ CASES = {
     "padding alone": Segments(0 * PACKED, SOURCE),
     "one a row": Segments(ALONE, ALONE, causal=True, one_per_row=True),
     "one a row, cross": Segments(ALONE, SOURCE.clip(max=1), one_per_row=True),
+    "a row without source": Segments(ALONE, ALONE.at[1].set(0), one_per_row=True),
 }
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -153,18 +155,34 @@ def test_rows_and_heads_may_be_shared_out_over_devices():
     )
 
 
-def where_something_is_seen(attend, segments):
+def eightfold(segments, length=13):
+    """As many rows for each of eight devices, all of that length."""
+
+    def eight(ids):
+        padded = jnp.pad(ids, ((0, 0), (0, length)))[:, :length]
+        return jnp.tile(padded, (8, 1))
+
+    query = eight(segments.query)
+    key = query if segments.key is segments.query else eight(segments.key)
+    return segments.replace(query=query, key=key)
+
+
+def of_words(attend, segments):
     """What it gives for queries that are not padding: the kernel's others differ."""
-    seen = segments.mask().any(axis=-1)[:, 0, :, None, None]
-    return lambda q, k, v: jnp.where(seen, attend(q, k, v), 0)
+    word = (segments.query > 0)[:, :, None, None]
+    return lambda q, k, v: jnp.where(word, attend(q, k, v), 0)
 
 
-@pytest.mark.parametrize("tile", [1, 128])
+each_tile = pytest.mark.parametrize("tile", [1, 128])
+"""Of 1, rows stay apart; of 128, some of those that a device has become one."""
+
+
+@each_tile
 @every_case
 def test_what_the_kernel_is_asked_for_is_the_plain_path(monkeypatch, case, tile):
     """On a CPU the same call goes to XLA; the kernel's own numbers need a GPU."""
-    monkeypatch.setattr(kernel, "TILE", tile)  # of 128, both rows become one
-    segments = CASES[case]
+    monkeypatch.setattr(kernel, "TILE", tile)
+    segments = eightfold(CASES[case])
     qkv = random_qkv(segments)
 
     def fused(q, k, v):
@@ -172,30 +190,53 @@ def test_what_the_kernel_is_asked_for_is_the_plain_path(monkeypatch, case, tile)
             return fused_attention(q, k, v, segments, implementation="xla")
 
     chex.assert_trees_all_close(
-        value_and_gradients(where_something_is_seen(fused, segments), qkv),
+        value_and_gradients(of_words(fused, segments), qkv),
         value_and_gradients(plain(segments), qkv),
+        rtol=1e-5,
         atol=2e-6,
     )
 
 
+@each_tile
 @every_case
-def test_the_kernel_gives_the_plain_path(case):
-    segments = CASES[case]
-    even = jax.tree.map(lambda ids: jnp.pad(ids, ((0, 0), (0, 3)))[:, :12], segments)
-    qkv = random_qkv(even, dtype=jnp.bfloat16)
-    lengths = (even.query.shape[1], even.key.shape[1])
-    if not has_fused_kernel(qkv[0], lengths):
+def test_the_kernel_gives_the_plain_path(monkeypatch, case, tile):
+    monkeypatch.setattr(kernel, "TILE", tile)
+    segments = eightfold(CASES[case], length=12)
+    qkv = random_qkv(segments, dtype=jnp.bfloat16)
+    if not has_fused_kernel(qkv[0], (12, 12)):
         pytest.skip("needs an NVIDIA GPU of Ampere or later")
 
     def fused(q, k, v):
-        return fused_attention(q, k, v, even)
+        return fused_attention(q, k, v, segments)
 
-    found = value_and_gradients(where_something_is_seen(fused, even), qkv)
-    wide = random_qkv(even)
-    expected = value_and_gradients(plain(even), wide)
+    chex.assert_tree_all_finite(value_and_gradients(fused, qkv))
+    (_, out), gradients = value_and_gradients(of_words(fused, segments), qkv)
+    (_, expected), others = value_and_gradients(plain(segments), random_qkv(segments))
     chex.assert_trees_all_close(
-        jax.tree.map(lambda x: x.astype(jnp.float32), found), expected, atol=0.05
+        jax.tree.map(lambda x: x.astype(jnp.float32), (out, gradients)),
+        (expected, others),
+        atol=0.05,
     )
+
+
+@pytest.mark.parametrize("rows", [8, 24, 64])
+def test_rows_are_joined_within_a_device(rows):
+    devices = jax.devices()
+    if len(devices) != 8:
+        pytest.skip("needs eight devices")
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    by_row = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    ids = jnp.ones((rows, 32), jnp.int32)
+    segments = jax.device_put(Segments(ids, ids), by_row)
+
+    def total(q, k, v):
+        with jax.numpy_rank_promotion("allow"):
+            out = fused_attention(q, k, v, segments, implementation="xla")
+        return (out**2).sum(axis=(1, 2, 3))
+
+    qkv = jax.device_put(random_qkv(segments), by_row)
+    text = jax.jit(total).lower(*qkv).compile().as_text()
+    assert not re.search("all-gather|all-to-all|collective-permute", text)
 
 
 def test_the_path_follows_from_setting_length_and_need():

@@ -135,7 +135,8 @@ def test_a_run_in_two_parts_is_bitwise_the_run_in_one(tmp_path, batching, one_de
 
 
 @pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)]
+    ("number", "workers"),
+    [(signal.SIGTERM, 0), (signal.SIGTERM, 1), (signal.SIGINT, 2)],
 )
 def test_a_run_killed_with_its_group_goes_on_bitwise(tmp_path, number, workers):
     config = without_dropout(toy(tmp_path, log_every=1))

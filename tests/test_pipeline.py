@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import random
 import time
 from collections import Counter
@@ -14,7 +15,11 @@ import pytest
 
 from transformer_jax.config import Config, DataConfig, TokenizerConfig
 from transformer_jax.data.examples import FilterCounts
-from transformer_jax.data.pipeline import batch_shapes, train_batches
+from transformer_jax.data.pipeline import (
+    batch_shapes,
+    eval_batches,
+    train_batches,
+)
 from transformer_jax.data.stream import ExampleStream
 from transformer_jax.testing import NumberTokenizer
 
@@ -194,6 +199,40 @@ def test_worker_processes_change_nothing(num_workers):
         assert there.get_state() == here.get_state()
         there.set_state(here.get_state())
         chex.assert_trees_all_equal(take(there, 2), take(here, 2))
+
+
+def test_batches_of_a_process_beside_end_with_it_and_tell_of_its_errors():
+    config = make_config("bucket", num_workers=1, max_length=1)
+    before = set(multiprocessing.active_children())
+    with (
+        open_batches(config, make_pairs(60)) as batches,
+        pytest.raises(Exception, match="None of the 60 training pairs passes"),
+    ):
+        next(batches)
+    config = make_config("bucket", num_workers=1)
+    with open_batches(config, make_pairs(60)) as batches:
+        next(batches)
+        assert set(multiprocessing.active_children()) - before
+    assert not set(multiprocessing.active_children()) - before
+
+
+@each_batching
+def test_rows_are_what_masks_take_them_for(batching):
+    """Of one sentence, where they are said to be, and padding behind it."""
+    config = make_config(batching)
+    pairs = make_pairs(60)
+    with open_batches(config, pairs) as batches:
+        formed = take(batches, 8)
+    if batching == "bucket":
+        formed += [
+            each.batch
+            for each in eval_batches(pairs, NUMBERS, config.model, batch_tokens=96)
+        ]
+    for batch in formed:
+        for ids in (batch.input_segment_ids, batch.target_segment_ids):
+            words = ids > 0
+            assert (words[:, 1:] <= words[:, :-1]).all()
+            assert (ids.max() == 1) == (batching == "bucket")
 
 
 def test_closed_batches_say_so_and_keep_their_state():

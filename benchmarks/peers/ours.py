@@ -30,7 +30,7 @@ class Ours:
         one_per_row: bool = False,
     ) -> None:
         mesh = parallel.make_mesh(ParallelConfig(), jax.devices()[:1])
-        module = Transformer(model, one_per_row=one_per_row)
+        module = Transformer(model)
         chain = make_optimizer(optimizer, model.d_model)
         rng = jax.random.key(0)
 
@@ -41,7 +41,9 @@ class Ours:
         shardings = parallel.state_shardings(jax.eval_shape(init, rng), mesh)
         self.state = jax.jit(init, out_shardings=shardings)(rng)
         self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
-        objective = make_objective(module, smoothing, deterministic=False)
+        objective = make_objective(
+            module, smoothing, deterministic=False, one_per_row=one_per_row
+        )
         step = make_train_step(objective, chain)
         self.train_step = parallel.jit_train_step(step, mesh, self.state)
         self.rng = rng

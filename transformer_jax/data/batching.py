@@ -107,10 +107,10 @@ def _lay_out(
 ) -> _Layout:
     """Examples of these sizes side by side, so many in each row."""
     length = shape[1]
-    size = np.array(sizes, np.int64)
-    row = np.repeat(np.arange(len(in_row)), in_row)  # of each example
+    size, count = np.array(sizes, np.int64), np.array(in_row, np.int64)
+    row = np.repeat(np.arange(len(count)), count)  # of each example
     before = np.cumsum(size) - size
-    first = np.cumsum(in_row) - in_row  # example of each row
+    first = np.cumsum(count) - count  # example of each row
     start = before - before[first[row]] if len(row) else before
     if (start + size > length).any():
         most = int((start + size).max())
@@ -119,7 +119,7 @@ def _lay_out(
             f"batch has {length} places: put them into more rows."
         )
     segment = np.arange(len(row)) - first[row] + 1
-    position = np.arange(size.sum()) - np.repeat(before, size)
+    position = np.arange(int(size.sum())) - np.repeat(before, size)
     places = np.repeat(row * length + start, size) + position
     return _Layout(shape, places, np.repeat(segment, size), position)
 

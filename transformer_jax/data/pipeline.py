@@ -34,7 +34,7 @@ from transformer_jax.data.examples import (
     judge,
     make_example,
 )
-from transformer_jax.data.stream import ExampleStream, Reader, read_beside
+from transformer_jax.data.stream import ExampleStream, ReadBeside, Reader
 
 if TYPE_CHECKING:
     from transformer_jax.data.sources import Pair, PairSource
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["EvalBatch", "TrainBatches", "batch_shapes", "eval_batches", "train_batches"]
 
 READ_AHEAD = 4
-"""Batches that a background thread keeps ready."""
+"""Batches that a background thread, or the queue of a process, keeps ready."""
 
 
 class _Settings(NamedTuple):
@@ -73,10 +73,30 @@ class _Batches(grain.IterDataset[tuple[Batch, State]]):
         self.stream, self.settings, self.state = stream, settings, state
 
     def __iter__(self) -> "_BatchIterator":
-        batches = _BatchIterator(self.stream, self.settings)
+        batches = _BatchIterator(self.stream, self.settings, self.identity)
         if self.state is not None:
             batches.set_state(self.state)
         return batches
+
+    @property
+    def identity(self) -> State:
+        """What a state must agree with."""
+        return {
+            "batching": self.settings.config.data.batching,
+            "num_pairs": self.stream.num_pairs,
+            "seed": self.settings.config.seed,
+            "data": self.stream.name,
+        }
+
+    def check(self, state: State) -> None:
+        """Raises for a state of other batches."""
+        for name, value in self.identity.items():
+            if state.get(name, value) != value:
+                raise ValueError(
+                    f"The saved data position has {name} {state.get(name)!r}, but this "
+                    f"run has {value!r}: it belongs to other data or settings. Use the "
+                    "same data, or another workdir."
+                )
 
     def starting_at(self, state: State) -> "_Batches":
         """The same batches from another state on."""
@@ -86,16 +106,11 @@ class _Batches(grain.IterDataset[tuple[Batch, State]]):
 class _BatchIterator(grain.DatasetIterator[tuple[Batch, State]]):
     """Reads the stream until the batcher has a batch."""
 
-    def __init__(self, stream: ExampleStream, settings: _Settings):
+    def __init__(self, stream: ExampleStream, settings: _Settings, identity: State):
         super().__init__()
         self._stream = stream
         self._settings = settings
-        self._identity = {
-            "batching": settings.config.data.batching,
-            "num_pairs": stream.num_pairs,
-            "seed": settings.config.seed,
-            "data": stream.name,
-        }
+        self._identity = identity
         self._position = 0
         self._counts = FilterCounts()
         self._batcher = self._new_batcher()
@@ -146,13 +161,6 @@ class _BatchIterator(grain.DatasetIterator[tuple[Batch, State]]):
         }
 
     def set_state(self, state: State) -> None:
-        for name, value in self._identity.items():
-            if state.get(name, value) != value:
-                raise ValueError(
-                    f"The saved data position has {name} {state.get(name)!r}, but this "
-                    f"run has {value!r}: it belongs to other data or settings. Use the "
-                    "same data, or another workdir."
-                )
         self._stop_reading()
         self._position = state["position"]
         self._counts = FilterCounts(**state["counts"])
@@ -180,8 +188,7 @@ class TrainBatches:
         self._num_pairs, self._beside = num_pairs, beside
         self._batches = batches
         self._state = iter(batches).get_state()
-        self._opened: list[grain.DatasetIterator[Any]] = []
-        self._closed = False
+        self._opened: list[Any] = []
         # Also at exit: Grain complains of iterators that outlive the interpreter.
         self._stop_reading = weakref.finalize(self, _close, self._opened)
 
@@ -189,8 +196,9 @@ class TrainBatches:
         """Starts to read behind the batch that was returned last."""
         batches = self._batches.starting_at(self._state)
         if self._beside:
+            options = grain.MultiprocessingOptions(1, READ_AHEAD)
             # As bytes: see `Reader`.
-            self._opened.append(read_beside(batches.map(pickle.dumps), READ_AHEAD))
+            self._opened.append(ReadBeside(batches.map(pickle.dumps), options))
         else:
             ahead = grain.experimental.ThreadPrefetchIterDataset(
                 batches, prefetch_buffer_size=READ_AHEAD
@@ -201,7 +209,7 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Batch:
-        if self._closed:
+        if not self._stop_reading.alive:
             raise ValueError("These batches are closed: open them anew.")
         if not self._opened:
             self._open()
@@ -215,12 +223,12 @@ class TrainBatches:
 
     def set_state(self, state: State) -> None:
         """Go on behind the batch that was returned last when `state` was got."""
-        self._state = iter(self._batches.starting_at(state)).get_state()
+        self._batches.check(state)
+        self._state = state
         _close(self._opened)
 
     def close(self) -> None:
         """Stop reading ahead; can be called again."""
-        self._closed = True
         self._stop_reading()
 
     @property
@@ -235,7 +243,7 @@ class TrainBatches:
         return FilterCounts(**self._state["counts"])
 
 
-def _close(opened: list[grain.DatasetIterator[Any]]) -> None:
+def _close(opened: list[Any]) -> None:
     while opened:
         opened.pop().close()
 

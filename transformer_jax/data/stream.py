@@ -94,7 +94,7 @@ class Reader:
     """Reads the stream from a position on, here or with worker processes."""
 
     def __init__(self, stream: ExampleStream, position: int, num_workers: int):
-        self._chunks: grain.DatasetIterator | None = None
+        self._chunks: ReadBeside | None = None
         if num_workers == 0:
             self._examples = map(stream.__getitem__, itertools.count(position))
             return
@@ -103,11 +103,9 @@ class Reader:
         read = chunks.to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         )
-        self._chunks = _in_processes(read, grain.MultiprocessingOptions(num_workers))
-        with _deaf_to_stop_signals():
-            first = next(self._chunks)  # starts the workers
+        self._chunks = ReadBeside(read, grain.MultiprocessingOptions(num_workers))
         # As bytes: Grain gives each array a piece of shared memory, slow when small.
-        chunks = map(pickle.loads, itertools.chain([first], self._chunks))
+        chunks = map(pickle.loads, self._chunks)
         self._examples = itertools.chain.from_iterable(chunks)
 
     def __next__(self) -> Example:
@@ -119,21 +117,28 @@ class Reader:
             self._chunks.close()
 
 
-def read_beside(dataset: grain.IterDataset, buffer: int) -> grain.DatasetIterator:
-    """Its elements from one process, which is ahead by `buffer` of them."""
-    options = grain.MultiprocessingOptions(1, per_worker_buffer_size=buffer)
-    elements = _in_processes(dataset, options)
-    with _deaf_to_stop_signals():
-        elements.start_prefetch()
-    return elements
+class ReadBeside:
+    """The elements of a dataset from processes of their own."""
 
+    def __init__(
+        self, dataset: grain.IterDataset, options: grain.MultiprocessingOptions
+    ):
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain asks for flags when it starts workers
+        read = dataset.mp_prefetch(options, worker_init_fn=_leave_with_parent)
+        self._elements = iter(read)
+        with _deaf_to_stop_signals():
+            self._first = [next(self._elements)]  # starts the processes
 
-def _in_processes(
-    dataset: grain.IterDataset, options: grain.MultiprocessingOptions
-) -> grain.DatasetIterator:
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain asks for flags when it starts workers
-    return iter(dataset.mp_prefetch(options, worker_init_fn=_leave_with_parent))
+    def __iter__(self) -> "ReadBeside":
+        return self
+
+    def __next__(self) -> Any:
+        return self._first.pop() if self._first else next(self._elements)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._elements.close()
 
 
 @contextlib.contextmanager

@@ -48,37 +48,46 @@ def fused_attention(
 ) -> Array:
     """`dot_product_attention` of `segments.mask()` without its weights.
 
-    q [B,T,N,H]; k, v [B,N,S,H] → [B,T,N,H]. A query that may attend to nothing may give
-    the mean of some values, in place of zeros: it is padding, which nobody reads.
+    q [B,T,N,H]; k, v [B,N,S,H] → [B,T,N,H]. What it gives for padding is finite, and no
+    more is said of it.
     """
     length_first = (0, 2, 1, 3)
     k, v = k.transpose(length_first), v.transpose(length_first)
-    rows = rows_together(len(q), max(q.shape[1], k.shape[1]))
+    rows = rows_together(len(q), max(q.shape[1], k.shape[1]), jax.device_count())
     seen: dict[str, Array]
     if segments.one_per_row and rows == 1:
-        lengths = [(x > 0).sum(axis=1) for x in (segments.query, segments.key)]
-        seen = {"query_seq_lengths": lengths[0], "key_value_seq_lengths": lengths[1]}
+        length = (segments.key > 0).sum(axis=1)
+        something = (length > 0)[:, None]  # [B, 1]
+        seen = {"key_value_seq_lengths": jnp.maximum(length, 1)}  # none has no mean
     else:
         together = joined(segments, rows)
-        seen = {"mask": segment_mask(together.query, together.key)}
+        mask = segment_mask(together.query, together.key)
+        something = mask.any(axis=-1).reshape(segments.query.shape)  # [B, T]
+        seen = {"mask": mask}  # [B/rows, 1, rows·T, rows·S]
     out = jax.nn.dot_product_attention(
         *(x.reshape(-1, rows * x.shape[1], *x.shape[2:]) for x in (q, k, v)),
         is_causal=segments.causal,
         implementation=implementation,
         **seen,
-    )
-    return out.reshape(q.shape)
+    ).reshape(q.shape)
+    if segments.query is segments.key:
+        return out  # a query that is no padding may attend to itself
+    # Where nothing may be attended to, the kernel averages over some values.
+    return jnp.where(something[:, :, None, None], out, jnp.zeros_like(out))
 
 
-def rows_together(rows: int, length: int) -> int:
+def rows_together(rows: int, length: int, devices: int) -> int:
     """How many of so many short rows the kernel gets as one, of `TILE` places at most:
-    it works on tiles of that many queries and keys, filled or not.
+    it works on tiles of that many queries and keys, filled or not. Each device joins
+    rows of its own.
 
-    >>> rows_together(512, 32), rows_together(6, 32), rows_together(512, 100)
-    (4, 3, 1)
+    >>> [rows_together(512, length, devices=1) for length in (32, 64, 100)]
+    [4, 2, 1]
+    >>> [rows_together(rows, 32, devices=8) for rows in (512, 24, 8)]
+    [4, 3, 1]
     """
     most = max(1, TILE // length)
-    return next(n for n in range(most, 0, -1) if rows % n == 0)
+    return next(n for n in range(most, 0, -1) if n == 1 or rows % (n * devices) == 0)
 
 
 def joined(segments: Segments, rows: int) -> Segments:
@@ -95,4 +104,4 @@ def joined(segments: Segments, rows: int) -> Segments:
         numbered = jnp.where(ids > 0, ids + first[:, None], 0)
         return numbered.reshape(-1, rows * ids.shape[1])
 
-    return segments.replace(query=join(segments.query), key=join(segments.key))
+    return Segments(join(segments.query), join(segments.key), segments.causal)

@@ -45,7 +45,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
         config = self.config
-        rows = x.reshape(-1, x.shape[-1])  # [B·T, D]: for products with what follows
+        # [B·T, D]: were there a reshape between product and relu, cuBLAS would not
+        # apply it as it multiplies.
+        rows = x.reshape(-1, x.shape[-1])
         h = ACTIVATIONS[config.activation](self._dense(config.d_ff, "up")(rows))
         if config.gated:
             h = h * self._dense(config.d_ff, "gate")(rows)

@@ -19,19 +19,27 @@ def normalised(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     The backward pass needs x and two numbers a row. With x̂ the quotient, d = g · scale:
     dx = (d - mean(d) - x̂ · mean(d x̂)) / √(variance + ε).
     """
-    return _forward(x, scale, bias, eps)[0]
+    return _scaled(x, *_statistics(x, eps), scale, bias)
 
 
-def _forward(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, Any]:
+def _statistics(x: Array, eps: float) -> tuple[Array, Array]:
+    """Mean and 1 / √(variance + ε) of each row, [..., 1]."""
     wide = x.astype(jnp.float32)
     mean = wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(variance + eps)  # [..., 1]
+    return mean, jax.lax.rsqrt(variance + eps)
+
+
+def _scaled(x: Array, mean: Array, inverse: Array, scale: Array, bias: Array) -> Array:
+    normed = (x.astype(jnp.float32) - mean) * inverse
+    return (normed * along(scale, x) + along(bias, x)).astype(x.dtype)
+
+
+def _forward(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, Any]:
     # In memory: on a GPU the backward pass would else sum up the rows once more, and,
     # as it cannot do that in the loops that sum up columns, write x̂ for these.
-    mean, inverse = jax.lax.optimization_barrier((mean, inverse))
-    y = (wide - mean) * inverse * along(scale, x) + along(bias, x)
-    return y.astype(x.dtype), (x, mean, inverse, scale)
+    mean, inverse = jax.lax.optimization_barrier(_statistics(x, eps))
+    return _scaled(x, mean, inverse, scale, bias), (x, mean, inverse, scale)
 
 
 def _backward(eps: float, saved: Any, g: Array) -> tuple[Array, Array, Array]:

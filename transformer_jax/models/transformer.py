@@ -39,8 +39,6 @@ class Transformer(nn.Module):
     """Encoder and decoder between embeddings and an output projection."""
 
     config: ModelConfig
-    one_per_row: bool = False
-    """A promise that no row holds several sentences: see `Segments`."""
 
     def setup(self) -> None:
         config = self.config
@@ -91,8 +89,12 @@ class Transformer(nn.Module):
         positions: Array,
         *,
         deterministic: bool,
+        one_per_row: bool = False,
     ) -> Array:
-        """Source ids, segment ids, positions [B, S] → [B, S, D]."""
+        """Source ids, segment ids, positions [B, S] → [B, S, D].
+
+        `one_per_row` is a promise, here and in `decode_hidden`: see `Segments`.
+        """
         x = self.source_positions(
             inputs,
             positions,
@@ -100,7 +102,7 @@ class Transformer(nn.Module):
             num_positions=inputs.shape[1],
             deterministic=deterministic,
         )
-        segments = Segments(segment_ids, segment_ids, one_per_row=self.one_per_row)
+        segments = Segments(segment_ids, segment_ids, one_per_row=one_per_row)
         return self.encoder(x, segments, deterministic=deterministic)
 
     def decode_hidden(
@@ -112,6 +114,7 @@ class Transformer(nn.Module):
         target_segment_ids: Array,
         target_positions: Array,
         deterministic: bool,
+        one_per_row: bool = False,
     ) -> tuple[Array, Array, Array | None]:
         """Target ids [B, T] over encoded [B, S, D] → last hidden states [B, T, D],
         output table [V, D] and bias [V] or None; logits are hidden · tableᵀ + bias."""
@@ -123,9 +126,9 @@ class Transformer(nn.Module):
             num_positions=decoder_inputs.shape[1],
             deterministic=deterministic,
         )
-        alone = self.one_per_row
-        own = Segments(target_segment_ids, target_segment_ids, True, alone)
-        source = Segments(target_segment_ids, input_segment_ids, False, alone)
+        target = target_segment_ids
+        own = Segments(target, target, causal=True, one_per_row=one_per_row)
+        source = Segments(target, input_segment_ids, one_per_row=one_per_row)
         hidden = self.decoder(x, encoded, own, source, deterministic=deterministic)
         return hidden, *self.output(table)
 

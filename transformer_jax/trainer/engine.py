@@ -90,6 +90,7 @@ class Engine:
             train.label_smoothing,
             deterministic=False,
             shards=1 if pmap else parallel.num_data_shards(self.mesh),
+            one_per_row=self.config.data.batching == "bucket",
         )
         return make_train_step(
             objective,
@@ -108,6 +109,7 @@ class Engine:
             smoothing,
             deterministic=True,
             shards=parallel.num_data_shards(self.mesh),
+            one_per_row=True,  # `eval_batches` makes no others
         )
         return parallel.jit_eval_step(
             make_eval_step(objective), self.mesh, self.state_like
@@ -145,7 +147,7 @@ def build_engine(config: Config) -> Engine:
     """Model, mesh and optimizer of settings whose vocabulary sizes are known."""
     mesh = parallel.make_mesh(config.parallel)
     parallel.check_divisible(config, mesh)
-    model = Transformer(config.model, one_per_row=config.data.batching == "bucket")
+    model = Transformer(config.model)
     optimizer = make_optimizer(config.optimizer, config.model.d_model)
     ema = config.train.ema_decay > 0
 

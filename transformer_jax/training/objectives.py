@@ -22,13 +22,15 @@ def make_objective(
     *,
     deterministic: bool,
     shards: int = 1,
+    one_per_row: bool = False,
 ) -> Objective:
     """Label-smoothed cross-entropy of the targets, in nats, summed over the tokens that
     are not padding (section 5.4 of the paper).
 
     Metrics: `loss`, `nll` (without smoothing) and `accuracy` (of the likeliest token
     under teacher forcing), each weighted by the number of target tokens. `shards` is in
-    how many parts devices share out the rows (see `fused_cross_entropy`).
+    how many parts devices share out the rows (see `fused_cross_entropy`), `one_per_row`
+    the promise of `Segments`.
     """
 
     def objective(
@@ -36,7 +38,12 @@ def make_objective(
     ) -> tuple[Array, Metrics]:
         rngs = None if rng is None else {"dropout": rng}
         hidden, table, bias = last_hidden(
-            model, params, batch, deterministic=deterministic, rngs=rngs
+            model,
+            params,
+            batch,
+            deterministic=deterministic,
+            rngs=rngs,
+            one_per_row=one_per_row,
         )
         weights = (batch.target_segment_ids > 0).astype(jnp.float32)
         with jax.named_scope("loss"):
@@ -67,6 +74,7 @@ def last_hidden(
     *,
     deterministic: bool = True,
     rngs: dict[str, PRNGKey] | None = None,
+    one_per_row: bool = False,
 ) -> tuple[Array, Array, Array | None]:
     """Encode and decode a batch in one pass: hidden [B, T, D], table [V, D] and bias
     [V] or None."""
@@ -77,6 +85,7 @@ def last_hidden(
             batch.input_segment_ids,
             batch.input_positions,
             deterministic=deterministic,
+            one_per_row=one_per_row,
         )
         return model.decode_hidden(
             batch.decoder_inputs,
@@ -85,6 +94,7 @@ def last_hidden(
             target_segment_ids=batch.target_segment_ids,
             target_positions=batch.target_positions,
             deterministic=deterministic,
+            one_per_row=one_per_row,
         )
 
     apply: Callable[..., Any] = model.apply
