@@ -72,7 +72,7 @@ class Args:
     batches: int = 2
     """Different batches."""
     rounds: int = 8
-    """Timed updates on each batch; base has half of them."""
+    """Timed updates on each batch; base has half of them, unless it is quick."""
     compiled: bool = False
     """Also the hand-written model under torch.compile (minutes for each size)."""
     keep_memory: bool = True
@@ -130,7 +130,8 @@ def contenders(
 def measure(
     makers: dict[str, Callable[[], Peer]], batches: Batches, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Numbers of each contender; the first update on each batch is not counted."""
+    """Numbers of each contender. Neither the first update on each batch is counted,
+    which compiles, nor the first round, in which the process grows to what all need."""
     peers: dict[str, Peer] = {}
     numbers: dict[str, dict[str, Any]] = {}
     count = len(batches.bucketed)
@@ -145,16 +146,18 @@ def measure(
         }
     seconds = {name: [[] for _ in range(count)] for name in peers}
     faults: dict[str, list[int]] = {name: [] for name in peers}
-    for _ in range(rounds):
+    for turn in range(1 + rounds):
         for place in range(count):
             for name, peer in peers.items():
                 time.sleep(PAUSE)
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 start = time.perf_counter()
                 loss = peer.step(place)
-                seconds[name][place].append(time.perf_counter() - start)
+                taken = time.perf_counter() - start
                 after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                faults[name].append(after - before)
+                if turn > 0:
+                    seconds[name][place].append(taken)
+                    faults[name].append(after - before)
                 if place == 0:
                     numbers[name]["last_loss"] = round(loss, 3)
     for name, each in seconds.items():
@@ -203,7 +206,8 @@ def measure_size(size: str, text: Text, args: Args) -> dict[str, Any]:
         **(changes if args.smoke else {}),
     )
     makers = contenders(model, batches, compiled=args.compiled)
-    rounds = -(-args.rounds // 2) if size == "base" else args.rounds
+    fewer = size == "base" and not args.quick
+    rounds = -(-args.rounds // 2) if fewer else args.rounds
     numbers = measure(makers, batches, rounds)
     check_alike(size, numbers)
     return {
