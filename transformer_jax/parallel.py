@@ -68,7 +68,8 @@ def devices_side_by_side(wanted: int | None = None) -> list[Any]:
 
 def _share_out_cores(searches: int) -> bool:
     """Makes a CPU run the programs of several searches in the threads that ask for
-    them, and in these alone. → whether that was in time: before jax was used."""
+    them; larger pieces still go to threads that all searches share (jax 0.10). →
+    whether that was in time: before jax was used."""
     try:
         jax.config.update("jax_num_cpu_devices", 1)
     except RuntimeError:
