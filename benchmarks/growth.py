@@ -10,8 +10,8 @@ target. Float32, tied embeddings, dropout 0.1, label smoothing 0.1, Adam: whole 
 PyTorch is the model by hand around `scaled_dot_product_attention`, the fastest one of
 `train_step.py`; it gets no `torch.compile`.
 
-Time: both in one process take turns, update by update; medians; compilation and first
-update are not counted.
+Time: both in one process take turns, update by update; medians; compilation and the
+first two updates are not counted.
 
 Memory, on a CPU: a fresh process for each of the two and each point, and in it the
 peak of resident memory in two updates after another, less what stays resident when

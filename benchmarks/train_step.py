@@ -18,8 +18,8 @@ row, one shape, of the same text.
 Transformer in PyTorch, `flax_stack` Flax's own modules. PyTorch gets fused Adam, masks
 only where rows are padded, and as many threads as there are cores. Freed memory stays
 with the process, which all of them share. They take turns, update by update; medians
-are kept; compilation is not counted. Sizes that a run leaves out keep the numbers that
-the output file has.
+are kept; compilation and the first round are not counted. Sizes that a run leaves out
+keep the numbers that the output file has.
 
 `--device gpu` is another benchmark: see `train_step_gpu.py`.
 """
@@ -72,14 +72,14 @@ class Args:
     batches: int = 2
     """Different batches."""
     rounds: int = 8
-    """Timed updates on each batch; base has half of them, unless it is quick."""
+    """Timed updates on each batch; base has half of them."""
     compiled: bool = False
     """Also the hand-written model under torch.compile (minutes for each size)."""
     keep_memory: bool = True
     """Whether freed memory stays with the process, as where `transformer-jax train`
     packs its batches."""
     quick: bool = False
-    """One batch, 3 rounds."""
+    """One batch, 3 rounds for every size."""
     smoke: bool = False
     """Toy sizes, to see whether everything runs."""
     hardware: str = ""
@@ -130,8 +130,8 @@ def contenders(
 def measure(
     makers: dict[str, Callable[[], Peer]], batches: Batches, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Numbers of each contender. Neither the first update on each batch is counted,
-    which compiles, nor the first round, in which the process grows to what all need."""
+    """Numbers of each contender. Not counted are the first update on each batch, which
+    compiles, and the first round, in which the process grows to what all need."""
     peers: dict[str, Peer] = {}
     numbers: dict[str, dict[str, Any]] = {}
     count = len(batches.bucketed)

@@ -49,7 +49,7 @@ def devices_side_by_side(wanted: int | None = None) -> list[Any]:
     as `wanted`.
 
     A CPU is one device, and here as many times as it has cores, up to eight: two
-    searches of one thread each are faster than one search of two, and what is compiled
+    searches at once are faster than one that has all threads, and what is compiled
     for one serves them all. That is settled when jax is first used in a process; after
     that, there are as many as there are devices.
     """
