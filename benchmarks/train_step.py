@@ -79,7 +79,7 @@ class Args:
     """Whether freed memory stays with the process, as where `transformer-jax train`
     packs its batches."""
     quick: bool = False
-    """One batch, 3 rounds for every size."""
+    """One batch, 4 rounds for every size."""
     smoke: bool = False
     """Toy sizes, to see whether everything runs."""
     hardware: str = ""
@@ -274,7 +274,7 @@ def kept_sizes(output: Path) -> dict[str, Any]:
 def measure_cpu(args: Args) -> Iterator[dict[str, Any]]:
     """All sizes: the numbers, and those that the output file has of others."""
     if args.quick:
-        args = dataclasses.replace(args, batches=1, rounds=3)
+        args = dataclasses.replace(args, batches=1, rounds=4)
     keep_compiled_programs()
     if args.keep_memory:
         keep_freed_memory()

@@ -49,9 +49,10 @@ def trained(tmp_path_factory) -> Path:
     options = ["--train.no-curves", "--model.norm-position=post"]
     sides = zip(*phrasebook_pairs()["train"][:300], strict=True)
     for side, lines in zip(("source", "target"), sides, strict=True):
-        file = folder / side
-        file.write_text("\n".join(lines) + "\n")
-        options += [f"--data.{split}-{side}={file}" for split in ("train", "dev")]
+        for split, count in (("train", 300), ("dev", 10)):
+            file = folder / f"{split}.{side}"
+            file.write_text("\n".join(lines[:count]) + "\n")
+            options.append(f"--data.{split}-{side}={file}")
     settings = {
         "train.steps": 120,
         "data.batch-tokens": 512,

@@ -50,7 +50,9 @@ def start_two(config: Config, workdir: Path, *more: str) -> list[subprocess.Pope
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        # Those of all tests, but for the number of devices: the last one counts.
+        "XLA_FLAGS": os.environ["XLA_FLAGS"]
+        + " --xla_force_host_platform_device_count=2",
     }
     variables = {
         "JAX_COORDINATOR_ADDRESS": address,
