@@ -126,9 +126,11 @@ def steps(*, rows: int, length: int, size: str, **settings):
     model = Transformer(config)
     optimizer = make_optimizer(OptimizerConfig(), config.d_model)
     objective = make_objective(model, 0.1, deterministic=False)
-    step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
+    stacked = config.scan_layers
+    step = make_train_step(objective, optimizer, stacked=stacked)
+    step = jax.jit(step, donate_argnums=0)
     params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
-    held = [init_state(params, optimizer)]
+    held = [init_state(params, optimizer, stacked=stacked)]
     batch = tiny_batch(
         source_lengths=(length,) * rows,
         target_lengths=(length,) * rows,

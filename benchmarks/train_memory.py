@@ -98,10 +98,14 @@ def measure(
     """Those of the compiled step for a batch of this shape (B, S, T)."""
     model = Transformer(config)
     optimizer = make_optimizer(OptimizerConfig(), config.d_model)
-    step = make_train_step(objective(model), optimizer, accumulate=accumulate)
+    stacked = config.scan_layers
+    step = make_train_step(
+        objective(model), optimizer, accumulate=accumulate, stacked=stacked
+    )
     rng = jax.random.key(0)
     params = jax.eval_shape(functools.partial(init_params, model), rng)
-    state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+    init = functools.partial(init_state, optimizer=optimizer, stacked=stacked)
+    state = jax.eval_shape(init, params)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     jitted = jax.jit(step, donate_argnums=0)
     compiled = jitted.lower(state, batch_like(shape, here), rng).compile()

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.config import OptimizerConfig
+from transformer_jax.config import Config, ModelConfig, OptimizerConfig
+from transformer_jax.models.scanning import stack_layers, unstack_layers
 from transformer_jax.testing import tiny_model
 from transformer_jax.training.optimizer import (
     decay_mask,
     make_optimizer,
     muon_dimensions,
+    sees_stacked_layers,
 )
 from transformer_jax.training.schedules import make_schedule
 from transformer_jax.trees import leaves_by_path
@@ -92,6 +94,29 @@ def test_every_optimizer_lowers_a_quadratic(name):
         params, state = step(params, state)
     chex.assert_tree_all_finite((params, state))
     assert float(loss(params)) < 0.9 * before
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "lion", "muon"])
+def test_layers_that_are_stacked_are_updated_as_they_would_be_apart(name):
+    config = OptimizerConfig(
+        name=name, schedule="constant", warmup_steps=0, weight_decay=0.1, clip_norm=1
+    )
+    _, params = tiny_model()
+    grads = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size).reshape(p.shape)), params)
+    optimizer = make_optimizer(config, d_model=16)
+    expected, _ = optimizer.update(grads, optimizer.init(params), params)
+    grads, params = stack_layers(grads), stack_layers(params)
+    found, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    chex.assert_trees_all_close(unstack_layers(found), expected, atol=1e-6)
+
+
+def test_adafactor_keeps_layers_apart():
+    def config(name):
+        model = ModelConfig(scan_layers=True)
+        return Config(model=model, optimizer=OptimizerConfig(name=name))
+
+    assert sees_stacked_layers(config("muon"))
+    assert not sees_stacked_layers(config("adafactor"))
 
 
 def test_weight_decay_spares_biases_norms_and_embeddings():

@@ -68,7 +68,7 @@ def make_batch(rows=16, source=7, target=6):
     return Batch(*inputs, decoder_inputs, *targets)
 
 
-def parts(optimizer: Any = None, **model):
+def parts(optimizer: Any = None, *, stacked: bool = False, **model):
     config = ModelConfig(**{**TINY.__dict__, **model})
     net = Transformer(config)
     # Linear in the gradient; Adam would blow up the rounding noise of those near 0.
@@ -76,9 +76,12 @@ def parts(optimizer: Any = None, **model):
     objective = make_objective(net, 0.1, deterministic=True)
 
     def init(rng):
-        return init_state(init_params(net, rng), optimizer)
+        return init_state(init_params(net, rng), optimizer, stacked=stacked)
 
-    return init, functools.partial(make_train_step, objective, optimizer)
+    make_step = functools.partial(
+        make_train_step, objective, optimizer, stacked=stacked
+    )
+    return init, make_step
 
 
 @functools.cache
@@ -96,9 +99,13 @@ def placed(mesh):
     return jax.device_put(state, parallel.state_shardings(shapes, mesh)), shapes
 
 
-def train(mesh, *, steps=2, wrap="jit"):
-    _, make_step = parts(**VARIANTS["untied"])
+def train(mesh, *, steps=2, wrap="jit", stacked=False):
+    init, make_step = parts(**VARIANTS["untied"], scan_layers=stacked, stacked=stacked)
     state, shapes = placed(mesh)
+    if stacked:
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        places = parallel.state_shardings(shapes, mesh)
+        state = jax.jit(init, out_shardings=places)(jax.random.key(0))
     first = state
     batch, rng = parallel.put_batch(make_batch(), mesh), jax.random.key(1)
     if wrap == "jit":
@@ -127,6 +134,27 @@ def assert_trained_as_on_one_device(trained):
 def test_a_mesh_trains_as_one_device_does():
     """The parameters too; losses on all kinds of meshes: test_mesh_curves.py."""
     assert_trained_as_on_one_device(train(make_mesh(2, 2, 2)))
+
+
+def test_a_mesh_trains_layers_in_a_loop_as_one_device_does_a_list():
+    trained, _ = jax.device_get(train(make_mesh(2, 2, 2), stacked=True))
+    wanted, _ = trained_on_one_device()
+    chex.assert_trees_all_close(trained.params, wanted.params, atol=2e-6, rtol=1e-4)
+
+
+def test_moments_of_stacked_layers_are_cut_as_those_of_each():
+    adam = make_optimizer(OptimizerConfig(), TINY.d_model)
+    init, _ = parts(adam, scan_layers=True, stacked=True)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = parallel.state_shardings(shapes, make_mesh(2, 2, 2))
+    specs = parallel.param_specs(shapes.params)
+    for path, x in leaves_by_path(shardings.opt_state).items():
+        if "/encoder/" not in path:
+            continue
+        of_first = "encoder/" + path.split("/encoder/")[1].replace("layers", "layer_0")
+        whole = "/layers/" not in path
+        spec = tuple(specs[of_first])
+        assert tuple(x.spec) == (spec if whole else (None, *spec)), path
 
 
 def test_pmap_trains_as_jit_does():

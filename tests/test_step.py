@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from transformer_jax.config import OptimizerConfig
+from transformer_jax.models.scanning import stack_layers, unstack_layers
 from transformer_jax.testing import tiny_batch, tiny_model
 from transformer_jax.training.metrics import compute
 from transformer_jax.training.objectives import make_objective
@@ -101,6 +102,57 @@ def test_the_exponential_average_follows_its_formula():
     state, _ = one_update(batch, ema_decay=0.75)
     expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, start, state.params)
     chex.assert_trees_all_close(state.ema_params, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loop_over_stacked_layers_gives_the_updates_of_a_list(accumulate):
+    batch, settings = tiny_batch(**LENGTHS), {"num_decoder_layers": 3}
+    found = []
+    for stacked in (False, True):
+        model, params = tiny_model(**settings, scan_layers=stacked)
+        objective = make_objective(model, 0.1, deterministic=True)
+        options = {"accumulate": accumulate, "ema_decay": 0.75, "stacked": stacked}
+        step = jax.jit(make_train_step(objective, OPTIMIZER, **options))
+        state = init_state(params, OPTIMIZER, ema=True, stacked=stacked)
+        for _ in range(2):
+            state, metrics = step(state, batch, jax.random.key(0))
+        momentum = state.opt_state[0].trace
+        momentum = unstack_layers(momentum) if stacked else momentum
+        found.append((state.params, state.ema_params, momentum, metrics))
+    chex.assert_trees_all_close(*found, atol=1e-5)
+
+
+def test_stacked_layers_survive_an_update_that_is_skipped():
+    model, params = tiny_model(**MODEL, scan_layers=True)
+    objective = make_objective(model, 0.1, deterministic=True)
+    broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), params)
+    step = jax.jit(make_train_step(objective, OPTIMIZER, stacked=True))
+    state = init_state(broken, OPTIMIZER, stacked=True)
+    after, _ = step(state, tiny_batch(**LENGTHS), jax.random.key(0))
+    chex.assert_trees_all_equal(after.params, broken)
+    chex.assert_trees_all_equal(after.opt_state, state.opt_state)
+
+
+def test_with_stacked_layers_the_whole_update_does_not_grow_with_depth():
+    """Adam takes a root of each array that it knows of, norms take some."""
+
+    def roots(depth, *, stacked):
+        model, params = tiny_model(
+            num_encoder_layers=depth, num_decoder_layers=depth, scan_layers=stacked
+        )
+        adam = make_optimizer(OptimizerConfig(), d_model=16)
+        objective = make_objective(model, 0.1, deterministic=True)
+        step = make_train_step(objective, adam, stacked=stacked)
+        state = init_state(params, adam, stacked=stacked)
+        text = jax.jit(step).lower(state, tiny_batch(), jax.random.key(0)).as_text()
+        return text.count("sqrt")
+
+    assert roots(2, stacked=True) == roots(4, stacked=True) < roots(2, stacked=False)
+
+
+def test_stacking_layers_can_be_undone():
+    _, params = tiny_model(num_encoder_layers=11)  # "layer_10" sorts before "layer_2"
+    chex.assert_trees_all_equal(unstack_layers(stack_layers(params)), params)
 
 
 def test_each_step_drops_other_units():

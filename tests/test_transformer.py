@@ -250,8 +250,8 @@ def test_a_loop_over_layers_draws_dropout_for_each_of_them():
     ones = jnp.ones((4, 1000))
 
     def run(rng):
-        none = [{}, {}]
-        return scan_layers(layer, none, ones, deterministic=False, rng=rng, remat=True)
+        options = {"deterministic": False, "remat": True, "length": 2}
+        return scan_layers(layer, {}, ones, rng=rng, **options)
 
     out = jax.jit(run)(jax.random.key(0))
     # Kept twice, and scaled by two each time: a quarter of the numbers.

@@ -17,7 +17,7 @@ from transformer_jax.models.dense import Dense
 from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.masks import Segments, cache_mask
 from transformer_jax.models.norms import layer_norm
-from transformer_jax.models.scanning import scan_layers
+from transformer_jax.models.scanning import STACKED, scan_layers, stack_layers
 from transformer_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -195,7 +195,8 @@ class Stack(nn.Module):
         *others: Any,
         deterministic: bool,
     ) -> Array:
-        """Apply the layers, which are of this kind, one after the other."""
+        """Apply the layers, which are of this kind, one after the other. A loop takes
+        parameters that are stacked already, too."""
         config = self.config
         # What modules leave behind for those who look inside does not leave a loop.
         looked_into = self.is_mutable_collection("intermediates")
@@ -203,13 +204,14 @@ class Stack(nn.Module):
             for layer in layers:
                 x = layer(x, *others, deterministic)
             return x
-        params = self.variables["params"]
+        params = stack_layers(self.variables["params"])
         draws = self.has_rng("dropout") and not deterministic
         return scan_layers(
             kind(config, parent=None),
-            [params[f"layer_{i}"] for i in range(len(layers))],
+            params[STACKED],
             x,
             *others,
+            length=len(layers),
             deterministic=deterministic,
             rng=self.make_rng("dropout") if draws else None,
             remat=config.remat,

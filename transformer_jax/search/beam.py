@@ -16,7 +16,7 @@ from transformer_jax.search.beams import (
     first_beams,
     longer,
     make_job,
-    search_while,
+    search_to_end,
 )
 from transformer_jax.search.choosing import best_tokens
 from transformer_jax.search.constraints import Constraint
@@ -109,8 +109,8 @@ def beam_search(
         coverage_penalty=coverage_penalty,
         diversity_rate=diversity_rate,
     )
-    start, going_on = start._replace(coverage=coverage), lambda x: jnp.any(alive(x))
-    return search_while(going_on, step_fn, memory, start, advance).finished
+    start = start._replace(coverage=coverage)
+    return search_to_end(step_fn, memory, start, advance)
 
 
 def advance_beams(

@@ -158,6 +158,17 @@ def search_while(
     return jax.lax.while_loop(going_on, step, beams)
 
 
+def search_to_end(
+    step_fn: StepFn, memory: Memory, beams: Beams, advance: Advance
+) -> SearchResult:
+    """Adds tokens until all sentences are done → what was found."""
+
+    def going_on(beams: Beams) -> Array:
+        return jnp.any(alive(beams))
+
+    return search_while(going_on, step_fn, memory, beams, advance).finished
+
+
 def reorder(cache: Cache, parents: Array) -> Cache:
     """Each beam goes on from the cache of its parent; parents [B, K] are beams.
 

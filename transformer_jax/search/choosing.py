@@ -27,14 +27,14 @@ def best_tokens(
     chunks = -(-vocab_size // CHUNK)
     if beams * chunks <= 2 * count:
         sums = (offsets[..., None] + logits).reshape(sentences, -1)
-        best, index = jax.lax.top_k(sums, count)
+        best, index = _best(sums, count)
         return best, index // vocab_size, index % vocab_size
 
     whole = (chunks - 1) * CHUNK
     maxima = _chunk_maxima(logits[..., :whole])
     last = logits[..., whole:].max(axis=-1, keepdims=True)
     maxima = offsets[..., None] + jnp.concatenate([maxima, last], axis=-1)
-    index = _best_places(maxima.reshape(sentences, -1), count)
+    _, index = _best(maxima.reshape(sentences, -1), count)
     chosen = jnp.sort(index, axis=-1)  # [B, C], so that equals keep their order
     beam, start = chosen // chunks, chosen % chunks * CHUNK
 
@@ -45,7 +45,7 @@ def best_tokens(
     found = logits[rows, beam[..., None], window]  # [B, C, CHUNK]
     sums = jnp.take_along_axis(offsets, beam, axis=-1)[..., None] + found
     sums = jnp.where(window >= start[..., None], sums, -jnp.inf)
-    best, index = jax.lax.top_k(sums.reshape(sentences, -1), count)
+    best, index = _best(sums.reshape(sentences, -1), count)
     tokens = jnp.take_along_axis(window.reshape(sentences, -1), index, axis=-1)
     return best, jnp.take_along_axis(beam, index // CHUNK, axis=-1), tokens
 
@@ -59,8 +59,11 @@ def _chunk_maxima(logits: Array) -> Array:
     return x[..., 0]
 
 
-def _best_places(values: Array, count: int) -> Array:
-    """Places of the highest values [B, X] → [B, count]; the first among equals."""
-    if count == 1:
-        return jnp.argmax(values, axis=-1, keepdims=True)
-    return jax.lax.top_k(values, count)[1]
+def _best(values: Array, count: int) -> tuple[Array, Array]:
+    """The highest of the values [B, X] and their places, [B, count]; the first among
+    equals. A single one needs no call of the runtime, which `one_kernel` would forbid
+    (see `parallel`)."""
+    if count > 1:
+        return tuple(jax.lax.top_k(values, count))
+    index = jnp.argmax(values, axis=-1, keepdims=True)
+    return jnp.take_along_axis(values, index, axis=-1), index

@@ -14,7 +14,7 @@ from transformer_jax.search.beams import (
     first_beams,
     longer,
     make_job,
-    search_while,
+    search_to_end,
 )
 from transformer_jax.search.choosing import best_tokens
 from transformer_jax.search.constraints import Constraint
@@ -71,9 +71,7 @@ def greedy_search(
             scores=scores,
         )
 
-    return search_while(
-        lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
-    ).finished
+    return search_to_end(step_fn, memory, start, advance)
 
 
 def advance_greedily(

@@ -20,7 +20,7 @@ from transformer_jax.search.beams import (
     first_beams,
     longer,
     make_job,
-    search_while,
+    search_to_end,
 )
 from transformer_jax.search.choosing import best_tokens
 from transformer_jax.search.constraints import Constraint
@@ -74,9 +74,7 @@ def sample_search(
             top_p=top_p,
         )
 
-    return search_while(
-        lambda beams: jnp.any(alive(beams)), step_fn, memory, start, advance
-    ).finished
+    return search_to_end(step_fn, memory, start, advance)
 
 
 def first_samples(job: Job, cache: Cache, *, samples: int, max_length: int) -> Beams:

@@ -19,7 +19,7 @@ from transformer_jax.models.functions import init_params
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.training.metrics import Metrics
 from transformer_jax.training.objectives import make_objective
-from transformer_jax.training.optimizer import make_optimizer
+from transformer_jax.training.optimizer import make_optimizer, sees_stacked_layers
 from transformer_jax.training.schedules import make_schedule
 from transformer_jax.training.state import TrainState, init_state
 from transformer_jax.training.step import TrainStep, make_eval_step, make_train_step
@@ -79,7 +79,7 @@ class Engine:
         return start(jax.device_put(params, shardings.params))
 
     def _start(self, params: Params) -> TrainState:
-        return init_state(params, self.optimizer, ema=self.config.train.ema_decay > 0)
+        return first_state(self.config, self.optimizer, params)
 
     def _make_step(self, reduce: Callable[[Any], Any]) -> TrainStep:
         """The update; `reduce` adds a tree over devices."""
@@ -97,6 +97,7 @@ class Engine:
             self.optimizer,
             accumulate=train.accumulate,
             ema_decay=train.ema_decay,
+            stacked=sees_stacked_layers(self.config),
             reduce=reduce,
         )
 
@@ -149,10 +150,9 @@ def build_engine(config: Config) -> Engine:
     parallel.check_divisible(config, mesh)
     model = Transformer(config.model)
     optimizer = make_optimizer(config.optimizer, config.model.d_model)
-    ema = config.train.ema_decay > 0
 
     def init(rng: PRNGKey) -> TrainState:
-        return init_state(init_params(model, rng), optimizer, ema=ema)
+        return first_state(config, optimizer, init_params(model, rng))
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     state_like = jax.tree.map(
@@ -162,6 +162,18 @@ def build_engine(config: Config) -> Engine:
     )
     schedule = make_schedule(config.optimizer, config.model.d_model)
     return Engine(config, model, mesh, optimizer, schedule, state_like)
+
+
+def first_state(
+    config: Config, optimizer: optax.GradientTransformation, params: Params
+) -> TrainState:
+    """The state before the first update, as the settings want it."""
+    return init_state(
+        params,
+        optimizer,
+        ema=config.train.ema_decay > 0,
+        stacked=sees_stacked_layers(config),
+    )
 
 
 def batch_like(shape: Shape, sharding: jax.sharding.Sharding) -> Batch:

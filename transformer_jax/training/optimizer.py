@@ -4,7 +4,8 @@ import jax
 import optax
 import optax.contrib
 
-from transformer_jax.config import OptimizerConfig
+from transformer_jax.config import Config, OptimizerConfig
+from transformer_jax.models.scanning import STACKED
 from transformer_jax.training.schedules import make_schedule
 from transformer_jax.types import Array, Params
 
@@ -23,19 +24,32 @@ def decay_mask(params: Params) -> Params:
 def muon_dimensions(params: Params) -> Params:
     """Which axes of a kernel Muon takes as a matrix's sides; None where Adam rules.
 
-    Attention projections [D, N, H] and [N, H, D] count as D × N·H matrices.
+    Attention projections [D, N, H] and [N, H, D] count as D × N·H matrices; of layers
+    that are stacked, each has its own.
     """
 
     def sides(path: tuple, x: Array) -> optax.contrib.MuonDimensionNumbers | None:
         if getattr(path[-1], "key", None) != "kernel":
             return None
-        is_out = x.ndim == 3 and getattr(path[-2], "key", None) == "out"
-        ins = (0, 1) if is_out else (0,)
+        names = [getattr(each, "key", None) for each in path]
+        first = int(STACKED in names)
+        ins = 2 if x.ndim - first == 3 and names[-2] == "out" else 1
+        axes = tuple(range(first, x.ndim))
         return optax.contrib.MuonDimensionNumbers(
-            reduction_axis=ins, output_axis=tuple(range(len(ins), x.ndim))
+            reduction_axis=axes[:ins], output_axis=axes[ins:]
         )
 
     return jax.tree_util.tree_map_with_path(sides, params)
+
+
+def sees_stacked_layers(config: Config) -> bool:
+    """Whether a run's gradients and optimizer see layers that are stacked. Adafactor
+    looks at the size of each parameter, and so sees them apart.
+
+    >>> sees_stacked_layers(Config())
+    False
+    """
+    return config.model.scan_layers and config.optimizer.name != "adafactor"
 
 
 def make_optimizer(

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from transformer_jax.models.scanning import stack_layers
 from transformer_jax.types import Array, Params
 
 
@@ -25,14 +26,19 @@ class TrainState:
 
 
 def init_state(
-    params: Params, optimizer: optax.GradientTransformation, *, ema: bool = False
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool = False,
+    stacked: bool = False,
 ) -> TrainState:
-    """The state before the first update of these parameters."""
+    """The state before the first update of these parameters; with `stacked`, the
+    optimizer's part is of layers that are stacked (see `make_train_step`)."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(stack_layers(params) if stacked else params),
         ema_params=jax.tree.map(_float32_copy, params) if ema else None,
         bad_steps=jnp.copy(zero),
         skipped_steps=jnp.copy(zero),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from transformer_jax.data.batching import Batch
+from transformer_jax.models.scanning import stack_layers, unstack_layers
 from transformer_jax.training.metrics import Mean, Metrics, merge
 from transformer_jax.training.objectives import Objective
 from transformer_jax.training.state import TrainState
@@ -23,6 +24,7 @@ def make_train_step(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    stacked: bool = False,
     reduce: Callable[[Any], Any] = lambda tree: tree,
 ) -> TrainStep:
     """(state, batch, rng) → (state, metrics): one update.
@@ -31,29 +33,35 @@ def make_train_step(
     and by `reduce` over devices (identity under jit, psum under pmap), and divided once
     by the count of target tokens. An update whose loss or gradient is not finite leaves
     parameters and optimizer as they were, and is counted.
+
+    With `stacked`, gradients and the optimizer see parameters as `stack_layers` gives
+    them, so that what is compiled for them does not grow with depth: for a model that
+    runs its layers in a loop, and a state that was made so.
     """
+    pack, unpack = _same, _same
+    if stacked:
+        pack, unpack = stack_layers, unstack_layers
 
     def train_step(
         state: TrainState, batch: Batch, rng: PRNGKey
     ) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(rng, state.step)
+        old, old_average = pack(state.params), pack(state.ema_params)
         grads, metrics = reduce(
-            _summed_gradients(objective, state.params, batch, rng, accumulate)
+            _summed_gradients(objective, old, batch, rng, accumulate)
         )
         tokens = jnp.maximum(metrics["loss"].weight, 1)
-        grads = jax.tree.map(
-            lambda g, p: (g / tokens).astype(p.dtype), grads, state.params
-        )
+        grads = jax.tree.map(lambda g, p: (g / tokens).astype(p.dtype), grads, old)
         norm = optax.tree.norm(grads)
         ok = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].sum)
 
         def update(_: None) -> tuple[Params, optax.OptState, Params | None]:
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            return params, opt_state, _average(state.ema_params, params, ema_decay)
+            updates, opt_state = optimizer.update(grads, state.opt_state, old)
+            params = optax.apply_updates(old, updates)
+            return params, opt_state, _average(old_average, params, ema_decay)
 
         def skip(_: None) -> tuple[Params, optax.OptState, Params | None]:
-            return state.params, state.opt_state, state.ema_params
+            return old, state.opt_state, old_average
 
         with jax.named_scope("optimizer"):
             params, opt_state, ema_params = jax.lax.cond(ok, update, skip, None)
@@ -63,9 +71,9 @@ def make_train_step(
         metrics["skipped"] = Mean(bad.astype(jnp.float32), one)
         state = TrainState(
             step=state.step + 1,
-            params=params,
+            params=unpack(params),
             opt_state=opt_state,
-            ema_params=ema_params,
+            ema_params=unpack(ema_params),
             bad_steps=(state.bad_steps + 1) * bad,
             skipped_steps=state.skipped_steps + bad,
         )
@@ -81,6 +89,10 @@ def make_eval_step(objective: Objective) -> EvalStep:
         return objective(params, batch, None)[1]
 
     return eval_step
+
+
+def _same(params: Params | None) -> Params | None:
+    return params
 
 
 def _summed_gradients(
