@@ -71,14 +71,16 @@ def write_cache(layer: KeyValue, new: KeyValue, places: Array) -> KeyValue:
     """Puts new keys and values [R, N, L, H] at places [R, L] of their sentence."""
     rows = places.shape[0]
     beams = rows // layer.value.shape[0]
-    sentences = jnp.arange(rows)[:, None] // beams
-    key = new.key.transpose(0, 2, 1, 3).astype(layer.key.dtype)  # [R, L, N, H]
-    value = new.value.transpose(0, 2, 1, 3).astype(layer.value.dtype)
+    sentences = jnp.arange(rows)[:, None, None] // beams
+    # By head too: were a single row one place, XLA would copy the cache to write it.
+    heads, places = jnp.arange(new.key.shape[1])[None, :, None], places[:, None, :]
+    key = new.key.astype(layer.key.dtype)
+    value = new.value.astype(layer.value.dtype)
     if beams == 1:
-        keys = layer.key.at[sentences, :, places].set(key)
+        keys = layer.key.at[sentences, heads, places].set(key)
     else:
-        keys = layer.key.at[sentences, :, :, places].set(key)
-    return KeyValue(keys, layer.value.at[sentences, :, places].set(value))
+        keys = layer.key.at[sentences, heads, :, places].set(key)
+    return KeyValue(keys, layer.value.at[sentences, heads, places].set(value))
 
 
 def read_cache(layer: KeyValue, beams: int) -> KeyValue:

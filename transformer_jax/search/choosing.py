@@ -61,8 +61,7 @@ def _chunk_maxima(logits: Array) -> Array:
 
 def _best(values: Array, count: int) -> tuple[Array, Array]:
     """The highest of the values [B, X] and their places, [B, count]; the first among
-    equals. A single one needs no call of the runtime, which `one_kernel` would forbid
-    (see `parallel`)."""
+    equals."""
     if count > 1:
         return tuple(jax.lax.top_k(values, count))
     index = jnp.argmax(values, axis=-1, keepdims=True)

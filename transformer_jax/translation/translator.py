@@ -82,6 +82,9 @@ class Translator:
         self.draft = draft
         whole = Drafted(self.params, draft.params) if draft else self.params
         self._copies = [jax.device_put(whole, each) for each in devices] or [whole]
+        (device, *_) = jax.tree.leaves(self._copies[0])[0].devices()
+        self._platform = device.platform
+        """Where it searches: "cpu", say."""
         self._idle: dict[int, Decoder] = {}
         self.tokenizer = tokenizer
         self.search = search
@@ -109,12 +112,6 @@ class Translator:
         """
         loaded = load_runs([run, *ensemble], step=step, dtype=dtype)
         return cls(*loaded, devices=devices, draft=draft)
-
-    @property
-    def _platform(self) -> str:
-        """Where it searches: "cpu", say."""
-        (device, *_) = jax.tree.leaves(self._copies[0])[0].devices()
-        return device.platform
 
     @property
     def max_source_tokens(self) -> int:
