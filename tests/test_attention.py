@@ -112,15 +112,15 @@ def test_packed_rows_attend_inside_their_sentence_and_backwards_only():
 
 
 def test_each_row_writes_the_cache_at_its_own_place():
-    empty = jnp.zeros((2, 1, 4, 1))
-    new = KeyValue(jnp.full((2, 1, 1, 1), 7.0), jnp.full((2, 1, 1, 1), 9.0))
+    empty = jnp.zeros((2, 2, 4, 1))  # two sentences, two heads
+    keys = jnp.array([[1, 2], [3, 4]], jnp.float32)[..., None, None]
+    new = KeyValue(keys, 10 * keys)
     written = write_cache(KeyValue(empty, empty), new, jnp.array([[1], [3]]))
-    chex.assert_trees_all_equal(
-        written.key[:, 0, :, 0], jnp.array([[0, 7, 0, 0], [0, 0, 0, 7]], jnp.float32)
+    expected = jnp.array(
+        [[[0, 1, 0, 0], [0, 2, 0, 0]], [[0, 0, 0, 3], [0, 0, 0, 4]]], jnp.float32
     )
-    chex.assert_trees_all_equal(
-        written.value[:, 0, :, 0], jnp.array([[0, 9, 0, 0], [0, 0, 0, 9]], jnp.float32)
-    )
+    chex.assert_trees_all_equal(written.key[..., 0], expected)
+    chex.assert_trees_all_equal(written.value[..., 0], 10 * expected)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.9])

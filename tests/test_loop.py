@@ -32,6 +32,7 @@ from transformer_jax.recipes import config_to_json
 from transformer_jax.trainer import loop
 from transformer_jax.trainer.dev import DevReport, DevSet
 from transformer_jax.trainer.loop import train
+from transformer_jax.trees import leaves_by_path
 from transformer_jax.types import Params
 
 MODEL = ModelConfig(
@@ -124,14 +125,21 @@ def events(workdir: Path, name: str) -> list[dict]:
     return [record for record in map(json.loads, lines) if record["event"] == name]
 
 
-@pytest.mark.parametrize("batching", ["pack", "bucket"])
-def test_a_run_in_two_parts_is_bitwise_the_run_in_one(tmp_path, batching, one_device):
-    config = toy(tmp_path, batching=batching, ema_decay=0.9 * (batching == "bucket"))
+@pytest.mark.parametrize(("batching", "scan"), [("pack", False), ("bucket", True)])
+def test_a_run_in_two_parts_is_bitwise_the_run_in_one(
+    tmp_path, batching, scan, one_device
+):
+    config = toy(tmp_path, batching=batching, ema_decay=0.9 * scan)
+    model = dataclasses.replace(config.model, scan_layers=scan)
+    config = dataclasses.replace(config, model=model)
     train(steps(config, 8), tmp_path / "whole")
     train(steps(config, 3), tmp_path / "parts")
     result = train(steps(config, 8), tmp_path / "parts")
     assert result.step == 8
-    chex.assert_trees_all_equal(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
+    whole = saved(tmp_path / "whole")
+    chex.assert_trees_all_equal(saved(tmp_path / "parts"), whole)
+    assert any("/layers/" in path for path in leaves_by_path(whole["training"])) == scan
+    assert not any("/layers/" in path for path in leaves_by_path(whole["params"]))
 
 
 @pytest.mark.parametrize(

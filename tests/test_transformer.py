@@ -92,6 +92,16 @@ def test_decoding_step_by_step_equals_decoding_at_once(name):
     chex.assert_trees_all_close(by_steps[real], at_once[real], atol=1e-4)
 
 
+def test_decoding_a_single_row_equals_decoding_at_once():
+    model, params = tiny_model()
+    batch = tiny_batch(source_lengths=(5,), target_lengths=(6,))
+    chex.assert_trees_all_close(
+        decode_by_steps(model, params, batch)[:, :6],
+        logits_of(model, params, batch)[:, :6],
+        atol=1e-4,
+    )
+
+
 @pytest.mark.parametrize("block", [2, 3, 7])
 def test_decoding_block_by_block_equals_decoding_at_once(block):
     model, params = tiny_model()

@@ -87,9 +87,9 @@ class ModelConfig:
     kernel, else chunked for long rows. Dropout on attention weights, and showing them,
     takes plain."""
     scan_layers: bool = False
-    """Compile one layer of each stack and run it in a loop: compilation hardly grows
-    with depth. The parameters stay a subtree per layer; what the optimizer remembers is
-    stacked."""
+    """Compile one layer of each stack and run it in a loop: compilation grows far
+    less with depth. The parameters stay a subtree per layer; what the optimizer
+    remembers of them is stacked."""
     remat: bool = False
     """Recompute each layer in the backward pass: less memory, about 30 % more time. On
     a CPU it needs `scan_layers`: of a list of layers the compiler keeps everything."""

@@ -17,8 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transformer_jax.config import Config, ParallelConfig
-from transformer_jax.models.scanning import STACKED, stack_layers
-from transformer_jax.trees import leaves_by_path
+from transformer_jax.trees import STACKED, leaves_by_path
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -154,18 +153,13 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
 
 
 def param_specs(params: Any) -> dict[str, P]:
-    """The cut of each parameter, by path; layers that are stacked are not cut apart.
+    """The cut of each parameter, by path.
 
     >>> specs = param_specs({"output": {"kernel": np.zeros((4, 8))}})
     >>> specs["output/kernel"] == P("fsdp", "tensor")
     True
     """
-
-    def spec(path: str) -> P:
-        spec = PARAM_RULES[_rule(path)][1]
-        return P(None, *spec) if STACKED in path.split("/") else spec
-
-    return {path: spec(path) for path in leaves_by_path(params)}
+    return {path: PARAM_RULES[_rule(path)][1] for path in leaves_by_path(params)}
 
 
 def _rule(path: str) -> int:
@@ -183,20 +177,22 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     """A sharding for each array of a training state; `state` may be its shapes.
 
     What has the shape of a parameter and a path that ends with the parameter's (moments
-    of an optimizer, averages) is cut as the parameter is, and as it, those of layers
-    that are stacked. The rest (counters, factored moments) is whole on every device.
+    of an optimizer, averages) is cut as the parameter is; that of stacked layers as the
+    one of each, and not between them. The rest (counters, factored moments) is whole on
+    every device.
     """
-    specs, shapes = {}, {}
-    for params in (state.params, jax.eval_shape(stack_layers, state.params)):
-        specs |= param_specs(params)
-        shapes |= {path: x.shape for path, x in leaves_by_path(params).items()}
+    specs = param_specs(state.params)
+    shapes = {path: x.shape for path, x in leaves_by_path(state.params).items()}
 
     def sharding(path: str, x: Any) -> NamedSharding:
         parts = path.split("/")
+        stacked = STACKED in parts
+        parts = ["layer_0" if part == STACKED else part for part in parts]
         for start in range(len(parts)):
             end = "/".join(parts[start:])
-            if shapes.get(end) == x.shape:
-                return NamedSharding(mesh, specs[end])
+            if shapes.get(end) == x.shape[stacked:]:
+                whole = (None,) * stacked
+                return NamedSharding(mesh, P(*whole, *specs[end]))
         return replicated(mesh)
 
     leaves = [sharding(path, x) for path, x in leaves_by_path(state).items()]

@@ -1,13 +1,18 @@
-"""Whole trees of arrays: paths, shapes, count, digest, mean."""
+"""Whole trees of arrays: paths, shapes, count, digest, mean, layers stacked."""
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.types import Params
+
+STACKED = "layers"
+"""The subtree that stands for `layer_0`, `layer_1` … where they are stacked."""
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
@@ -79,3 +84,33 @@ def average_params(checkpoints: Iterable[Params]) -> Params:
     if first is None:
         raise ValueError("There is nothing to average: give at least one checkpoint.")
     return jax.tree.map(lambda t, x: (t / count).astype(x.dtype), total, first)
+
+
+def stack_layers(params: Params) -> Params:
+    """Parameters with each stack's layers as one subtree, `layers`, whose every array
+    leads with the layer; the rest as it is.
+
+    >>> layers = {"layer_0": {"bias": jnp.zeros(3)}, "layer_1": {"bias": jnp.ones(3)}}
+    >>> stack_layers({"encoder": layers})["encoder"]["layers"]["bias"].shape
+    (2, 3)
+    """
+    if not isinstance(params, Mapping):
+        return params
+    names = [name for name in params if re.fullmatch(r"layer_\d+", name)]
+    parts = {name: stack_layers(params[name]) for name in params if name not in names}
+    if names:
+        layers = [params[f"layer_{i}"] for i in range(len(names))]
+        parts[STACKED] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    return parts
+
+
+def unstack_layers(params: Params) -> Params:
+    """A subtree a layer again, of what `stack_layers` gives."""
+    if not isinstance(params, Mapping):
+        return params
+    parts = {name: unstack_layers(params[name]) for name in params if name != STACKED}
+    if STACKED in params:
+        layers = params[STACKED]
+        for i in range(jax.tree.leaves(layers)[0].shape[0]):
+            parts[f"layer_{i}"] = jax.tree.map(lambda x, i=i: x[i], layers)
+    return parts

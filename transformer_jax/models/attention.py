@@ -199,8 +199,8 @@ class MultiHeadAttention(nn.Module):
 
     def queries_keys_values(self, x: Array) -> tuple[Array, KeyValue]:
         """[B, T, D] → what `query` and `keys_values` give of it, by one product: a step
-        of decoding has so few rows that three small ones take longer. A single row has
-        nothing to gain, and would wait for kernels to be put together."""
+        of decoding has so few rows that three small ones take longer. On a CPU a single
+        row gains nothing, and would wait for kernels to be put together."""
         if x.shape[0] * x.shape[1] == 1:
             return self.query(x), self.keys_values(x)
         dtype = jnp.dtype(self.config.dtype)

@@ -17,7 +17,8 @@ from transformer_jax.models.dense import Dense
 from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.masks import Segments, cache_mask
 from transformer_jax.models.norms import layer_norm
-from transformer_jax.models.scanning import STACKED, scan_layers, stack_layers
+from transformer_jax.models.scanning import scan_layers
+from transformer_jax.trees import STACKED, stack_layers
 from transformer_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -195,8 +196,8 @@ class Stack(nn.Module):
         *others: Any,
         deterministic: bool,
     ) -> Array:
-        """Apply the layers, which are of this kind, one after the other. A loop takes
-        parameters that are stacked already, too."""
+        """Apply the layers, which are of this kind, one after the other. A loop may be
+        given parameters that are stacked already: those of a train step are."""
         config = self.config
         # What modules leave behind for those who look inside does not leave a loop.
         looked_into = self.is_mutable_collection("intermediates")

@@ -63,6 +63,7 @@ def _best(values: Array, count: int) -> tuple[Array, Array]:
     """The highest of the values [B, X] and their places, [B, count]; the first among
     equals."""
     if count > 1:
-        return tuple(jax.lax.top_k(values, count))
+        best, index = jax.lax.top_k(values, count)
+        return best, index
     index = jnp.argmax(values, axis=-1, keepdims=True)
     return jnp.take_along_axis(values, index, axis=-1), index

@@ -5,8 +5,8 @@ import optax
 import optax.contrib
 
 from transformer_jax.config import Config, OptimizerConfig
-from transformer_jax.models.scanning import STACKED
 from transformer_jax.training.schedules import make_schedule
+from transformer_jax.trees import STACKED
 from transformer_jax.types import Array, Params
 
 

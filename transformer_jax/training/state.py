@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from transformer_jax.models.scanning import stack_layers
+from transformer_jax.trees import stack_layers
 from transformer_jax.types import Array, Params
 
 

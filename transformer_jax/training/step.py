@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from transformer_jax.data.batching import Batch
-from transformer_jax.models.scanning import stack_layers, unstack_layers
 from transformer_jax.training.metrics import Mean, Metrics, merge
 from transformer_jax.training.objectives import Objective
 from transformer_jax.training.state import TrainState
+from transformer_jax.trees import stack_layers, unstack_layers
 from transformer_jax.types import Params, PRNGKey
 
 TrainStep = Callable[[TrainState, Batch, PRNGKey], tuple[TrainState, Metrics]]
@@ -38,15 +38,13 @@ def make_train_step(
     them, so that what is compiled for them does not grow with depth: for a model that
     runs its layers in a loop, and a state that was made so.
     """
-    pack, unpack = _same, _same
-    if stacked:
-        pack, unpack = stack_layers, unstack_layers
+    stack, unstack = (stack_layers, unstack_layers) if stacked else (_same, _same)
 
     def train_step(
         state: TrainState, batch: Batch, rng: PRNGKey
     ) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(rng, state.step)
-        old, old_average = pack(state.params), pack(state.ema_params)
+        old, old_average = stack(state.params), stack(state.ema_params)
         grads, metrics = reduce(
             _summed_gradients(objective, old, batch, rng, accumulate)
         )
@@ -71,9 +69,9 @@ def make_train_step(
         metrics["skipped"] = Mean(bad.astype(jnp.float32), one)
         state = TrainState(
             step=state.step + 1,
-            params=unpack(params),
+            params=unstack(params),
             opt_state=opt_state,
-            ema_params=unpack(ema_params),
+            ema_params=unstack(ema_params),
             bad_steps=(state.bad_steps + 1) * bad,
             skipped_steps=state.skipped_steps + bad,
         )
@@ -91,7 +89,7 @@ def make_eval_step(objective: Objective) -> EvalStep:
     return eval_step
 
 
-def _same(params: Params | None) -> Params | None:
+def _same(params: Params) -> Params:
     return params
 
 
