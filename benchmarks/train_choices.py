@@ -42,6 +42,7 @@ from transformer_jax.training.objectives import make_objective
 from transformer_jax.training.optimizer import make_optimizer
 from transformer_jax.training.state import init_state
 from transformer_jax.training.step import make_train_step
+from transformer_jax.trees import stack_layers
 
 Times = dict[str, float]
 """Seconds by name; of programs, operations."""
@@ -171,6 +172,8 @@ def programs(args: Args) -> Iterator[tuple[str, Times]]:
                 make_objective(model, 0.1, deterministic=False), has_aux=True
             )
             params = jax.eval_shape(functools.partial(init_params, model), rng)
+            if scan:
+                params = jax.eval_shape(stack_layers, params)  # as a train step does
             text = jax.jit(gradient).lower(params, batch, rng).as_text()
             counts[name] = float(text.count(" = "))
         yield f"{depth}+{depth}", counts
