@@ -20,6 +20,7 @@ from transformer_jax.translation import engine, slots
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.sentences import Found, Sentence
+from transformer_jax.translation.side_by_side import side_by_side
 from transformer_jax.translation.translator import Translator
 
 SMALL = {"num_encoder_layers": 1, "num_decoder_layers": 1, "norm_position": "pre"}
@@ -49,7 +50,7 @@ def found_by(search, sentences, *, drafted=False, many=False) -> list[Found]:
     if drafted:
         plan, params = plan._replace(draft=model), Drafted(params, params)
     decoder = Decoder(model, params, plan, slots=4, length=8)
-    found = decoder.run(deque(sentences), many=many)
+    found = side_by_side([decoder.run(deque(sentences), many=many)])
     return sorted(found, key=lambda each: each.index)
 
 

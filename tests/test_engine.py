@@ -60,7 +60,7 @@ def make_decoder(search: SearchConfig, *, width=4, seed=0, device=None) -> Decod
 
 def found_by(decoder, sentences, *, many=False) -> list[SearchResult]:
     """Results by the sentences' own numbers."""
-    found = list(decoder.run(deque(sentences), many=many))
+    found = list(side_by_side([decoder.run(deque(sentences), many=many)]))
     assert sorted(each.index for each in found) == sorted(s.index for s in sentences)
     for each in found:
         assert np.isfinite(each.result.scores[0])
@@ -189,7 +189,8 @@ def test_the_error_of_a_device_is_raised_and_ends_the_others():
 
 def test_results_come_while_others_are_waiting():
     queue = deque(make_sentences(LENGTHS * 3))
-    found = list(itertools.islice(make_decoder(GREEDY).run(queue), 4))
+    found = side_by_side([make_decoder(GREEDY).run(queue)])
+    found = list(itertools.islice(found, 4))
     assert len(found) == 4
     assert len(queue) > len(LENGTHS)
 
@@ -220,11 +221,12 @@ def test_a_plan_is_no_longer_and_no_wider_than_it_may_be():
     groups = plan_groups([5] * 30 + [40], positions=256, longest=64)
     assert [(len(group.indices), group.slots) for group in groups] == [(4, 4), (27, 8)]
     # No more slots for the short ones: they follow the long one in its own.
-    groups = plan_groups([5] * 30 + [40], positions=4096, longest=64, max_slots=4)
+    four = {"positions": 4096, "most_slots": lambda slots: min(slots, 4)}
+    groups = plan_groups([5] * 30 + [40], longest=64, **four)
     assert [(len(group.indices), group.slots) for group in groups] == [(31, 4)]
 
     # But an outlier does not make all histories as long as its own.
-    groups = plan_groups([5] * 30 + [200], positions=4096, longest=256, max_slots=4)
+    groups = plan_groups([5] * 30 + [200], longest=256, **four)
     assert [(len(group.indices), group.length) for group in groups] == [
         (4, 256),
         (27, 32),
@@ -271,7 +273,8 @@ def test_tokens_are_the_same_without_scores():
     sentences, decoder = make_sentences(), make_decoder(GREEDY)
     expected = found_by(decoder, sentences)
     decoder.plan = decoder.plan._replace(scores=False)
-    found = sorted(decoder.run(deque(sentences)), key=lambda each: each.index)
+    found = side_by_side([decoder.run(deque(sentences))])
+    found = sorted(found, key=lambda each: each.index)
     for each, other in zip(found, expected, strict=True):
         chex.assert_trees_all_equal(each.result.tokens, other.tokens)
         assert each.result.lengths == other.lengths

@@ -24,6 +24,7 @@ from transformer_jax.translation import slots
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan, constraints_of
 from transformer_jax.translation.sentences import Sentence, stacked_jobs
+from transformer_jax.translation.side_by_side import side_by_side
 
 EOS, START, MAX_LENGTH, WIDTH = 2, 1, 24, 4
 OPTIONS: dict[str, Any] = {
@@ -105,7 +106,9 @@ def test_prefixes_and_constraints_equal_searching_one_sentence_after_the_other(m
     )
     decoder = Decoder(*make_model(), plan, slots=4, length=16)
     sentences = make_sentences()
-    together = sorted(decoder.run(deque(sentences)))
+    together = sorted(
+        side_by_side([decoder.run(deque(sentences))]), key=lambda each: each.index
+    )
     assert len(together) == len(sentences)
     alone = search_alone(decoder)
     for sentence, found in zip(sentences, together, strict=True):
@@ -171,7 +174,8 @@ def test_phrases_are_held_beside_neighbours_that_ask_for_none():
         each._replace(phrases=PHRASES[each.index % 5], max_length=MAX_LENGTH)
         for each in make_sentences()
     ]
-    found = {each.index: each.result for each in decoder.run(deque(sentences))}
+    found = side_by_side([decoder.run(deque(sentences))])
+    found = {each.index: each.result for each in found}
     alone = search_alone(decoder)
     for sentence in sentences:
         result = found[sentence.index]

@@ -46,6 +46,7 @@ from transformer_jax.translation.shortlist import (
     learn_lexicon,
     likeliest,
 )
+from transformer_jax.translation.side_by_side import side_by_side
 from transformer_jax.translation.translator import Translator
 from transformer_jax.types import StepOutput
 
@@ -195,7 +196,8 @@ def make_sentences(lists) -> list[Sentence]:
 
 
 def found_by(decoder, sentences):
-    found = sorted(decoder.run(deque(sentences)), key=lambda each: each.index)
+    found = side_by_side([decoder.run(deque(sentences))])
+    found = sorted(found, key=lambda each: each.index)
     return [each.result for each in found]
 
 

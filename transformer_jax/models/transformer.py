@@ -4,6 +4,8 @@
 `encode`, `make_memory` and `decode_step` (a few tokens a row, with a cache).
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -13,6 +15,16 @@ from transformer_jax.models.embeddings import Embedding
 from transformer_jax.models.layers import Decoder, Encoder, Memory
 from transformer_jax.models.masks import Segments
 from transformer_jax.types import Array, StepOutput
+
+
+class Output(NamedTuple):
+    """What logits of U tokens are made of."""
+
+    columns: Array
+    """[D, U]: of the output table, turned. A product with few rows is faster so on a
+    CPU, which otherwise turns the table for each."""
+    bias: Array | None
+    """[U]"""
 
 
 class OutputProjection(nn.Module):
@@ -161,11 +173,13 @@ class Transformer(nn.Module):
         """Encoded [B, S, D], segment ids [B, S] → what `decode_step` needs of them."""
         return Memory(self.decoder.memory(encoded), segment_ids)
 
-    def output_rows(self, tokens: Array) -> tuple[Array, Array | None]:
-        """Rows [U, D] of the output table for these tokens [U], and their bias [U]."""
+    def output_columns(self, tokens: Array | None = None) -> Output:
+        """The output table turned, for these tokens [U] or for all, and their bias."""
         table, bias = self.output(self._target_table())
-        rows = table.at[tokens].get(mode="clip")
-        return rows, None if bias is None else bias.at[tokens].get(mode="clip")
+        if tokens is not None:
+            table = table.at[tokens].get(mode="clip")
+            bias = None if bias is None else bias.at[tokens].get(mode="clip")
+        return Output(table.T, bias)
 
     def decode_step(
         self,
@@ -175,11 +189,11 @@ class Transformer(nn.Module):
         memory: Memory,
         *,
         return_attention: bool = False,
-        output: tuple[Array, Array | None] | None = None,
+        output: Output | None = None,
     ) -> tuple[StepOutput, DecoderCache]:
         """L tokens a row [R, L], the first at `positions` [R]: see `types.StepFn`.
 
-        With `output`, rows of the output table and their bias, logits are of these.
+        With `output`, logits are of its tokens.
         """
         places = positions[:, None] + jnp.arange(tokens.shape[1])[None, :]
         table = self._target_table()
@@ -191,7 +205,10 @@ class Transformer(nn.Module):
             deterministic=True,
         )
         hidden, cache, attention = self.decoder.step(x, places, cache, memory)
-        logits = project(hidden, *(output or self.output(table)))
+        if output is None:
+            logits = project(hidden, *self.output(table))
+        else:
+            logits = project(hidden, output.columns.T, output.bias)
         return StepOutput(logits, attention if return_attention else None), cache
 
 

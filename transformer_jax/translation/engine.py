@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from transformer_jax.search.parallel_greedy import Effort
 from transformer_jax.search.result import SearchResult
 from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
@@ -97,13 +98,16 @@ class Decoder:
         *,
         slots: int,
         length: int,
+        whole: Offer | None = None,
         is_siding: bool = False,
     ) -> None:
         """B `slots` for sources of up to `length` tokens, on the device where the
-        parameters lie. A siding has room for these from the first: its programs shall
-        be few."""
+        parameters lie. The `whole` offer is that of sentences without a list of their
+        own. A siding has room for sources of this length from the first: its programs
+        shall be few."""
         self.model: Any = model
         self.params, self.plan, self.length = params, plan, length
+        self.whole = whole
         self.slots = slots
         self.most_waiting = most_waiting(slots)
         """P"""
@@ -113,9 +117,10 @@ class Decoder:
 
     def run(
         self, queue: deque[Sentence], *, sharing: int = 1, many: bool = False
-    ) -> Iterator[Found]:
+    ) -> Iterator[list[Found]]:
         """Takes sentences from the queue, which `sharing` decoders share, until none is
-        left. There is a siding where there are `many`.
+        left; hands out those that are done, several at a time. There is a siding where
+        there are `many`.
 
         While some are handed out, the device goes on with the others.
         """
@@ -125,7 +130,9 @@ class Decoder:
         self.siding = self._new_siding() if many else None
         yield from self._search(queue, sharing)
 
-    def _search(self, queue: deque[Sentence], sharing: int = 1) -> Iterator[Found]:
+    def _search(
+        self, queue: deque[Sentence], sharing: int = 1
+    ) -> Iterator[list[Found]]:
         """Goes on with those in the slots and those in the queue until all are done."""
         done: list[Found] = []
         while True:
@@ -138,7 +145,7 @@ class Decoder:
             # searches of a CPU do one thing at a time: it is the others that go on.)
             if self.following is None:
                 self.following = self._prepare(queue, sharing)
-            yield from done
+            yield done
             report = jax.device_get(report)
             done = self._take_done(report)
             more = bool(queue or self.following) or self.taken < len(self.waiting)
@@ -147,7 +154,7 @@ class Decoder:
                 moved = yield from self._relieve(self.siding, report.lengths, more=more)
             self._fit_cache(report.lengths, () if moved else done)
         self.encoded = self.offer = None  # their memory
-        yield from done
+        yield done
         if self.siding is not None:
             yield from self.siding._search(deque())
 
@@ -263,6 +270,7 @@ class Decoder:
             self.plan,
             slots=self.slots // 4,
             length=self.length,
+            whole=self.whole,
             is_siding=True,
         )
         siding.siding = siding._new_siding()
@@ -270,7 +278,7 @@ class Decoder:
 
     def _relieve(
         self, siding: "Decoder", lengths: np.ndarray, *, more: bool
-    ) -> Generator[Found, None, bool]:
+    ) -> Generator[list[Found], None, bool]:
         """Moves sentences that are too long for the cache to the siding, if they are
         few; and so the last ones, when no `more` come. Target lengths [B]. → whether
         any moved."""
@@ -320,7 +328,8 @@ class Decoder:
         if longest >= room:
             self._resize(self._cache_for(room + 1))
         elif done:
-            longest = max(longest, *(int(x.result.lengths.max()) for x in done))
+            lengths = np.concatenate([each.result.lengths for each in done])
+            longest = max(longest, int(lengths.max()))
             self._resize(min(self._cache_for(longest * 9 // 8 + 1), room))
 
     def _resize(self, length: int) -> None:
@@ -331,7 +340,7 @@ class Decoder:
             self.state = self.state._replace(beams=beams)
 
     def _offer(self) -> Offer | None:
-        """What the sentences may choose from, if it is not everything."""
+        """What the sentences may choose from."""
         nobody = self.most_waiting - len(self.waiting) if self.encoded else 0
         lists = [
             None
@@ -340,7 +349,7 @@ class Decoder:
             for each in (*self.sentences, *self.waiting, *[None] * nobody)
         ]
         if all(each is None for each in lists):
-            return None
+            return self.whole
         ids, allowed = joint_choice(lists, self.model.config.target_vocab_size)
         return make_offer(self.params, ids, allowed, model=self.model)
 
@@ -373,9 +382,13 @@ class Decoder:
         ]
         self.sentences = [None if each is None else owners[each] for each in tickets]
         result = report.finished if self.plan.scores else unscored(report.finished)
-        found = result, report.effort
+        effort = report.effort
         return [
-            Found(owners[i].index, *jax.tree.map(lambda x, i=i: x[i], found))
+            Found(
+                owners[i].index,
+                SearchResult(*(x[i] for x in result)),
+                effort and Effort(*(x[i] for x in effort)),
+            )
             for i in sorted(owners.keys() - set(tickets))
         ]
 

@@ -14,12 +14,9 @@ import jax.numpy as jnp
 from transformer_jax.config import ModelConfig
 from transformer_jax.models import cache as model_cache
 from transformer_jax.models import functions
-from transformer_jax.models.transformer import Transformer
+from transformer_jax.models.transformer import Output, Transformer
 from transformer_jax.search.ensemble import EnsembleCache, ensemble_step
 from transformer_jax.types import Array, Memory, Params, StepFn
-
-Output = tuple[Array, Array | None]
-"""Rows of the output table [U, D] and their bias [U]."""
 
 
 @dataclasses.dataclass(frozen=True)

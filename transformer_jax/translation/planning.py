@@ -1,5 +1,6 @@
 """Which sentences are translated side by side, and in which of a few shapes."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,11 +10,13 @@ SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Padded lengths at which sources are encoded: each that is met is compiled once."""
 GROUP_LENGTHS = (32, 64, 128, 256, 512, 1024)
 """Source lengths that slots have room for: each that is met is compiled once too."""
-CPU_ROWS = 160
+CPU_ROWS = 150
 """Rows that a CPU searches side by side at most: keys and values of more do not stay in
 its caches from step to step, and products are no faster, so that all take longer."""
-ENOUGH_ROWS = 32
-"""Rows that keep a core busy: fewer take longer for each, more hardly less."""
+ROWS_TOGETHER = 30
+"""What a CPU's rows come in, where there are as many: with fewer each takes longer,
+with more hardly less. XLA's kernels (YNNPACK) multiply five rows at a time with AVX-512
+and six with AVX2, and two that are left over take as long."""
 MOST_WAITING = 64
 """Sentences that are encoded together at most."""
 
@@ -36,10 +39,11 @@ def plan_groups(
     *,
     positions: int,
     longest: int,
-    max_slots: int | None = None,
+    most_slots: Callable[[int], int] = int,
     wanted_slots: Callable[[int], int] | None = None,
 ) -> Iterator[Group]:
-    """Longest sentences first, as many slots as `positions` allow at their length.
+    """Longest sentences first, as many slots as `positions` allow at their length, and
+    `most_slots` of so many.
 
     A group's length is the first of `GROUP_LENGTHS` that holds its longest sentence,
     but at most `longest`. Shorter ones fill its slots, and stay in the group unless
@@ -55,8 +59,7 @@ def plan_groups(
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
 
     def slots_at(length: int) -> int:
-        slots = full_rows(positions, length)
-        return min(slots, max_slots or slots)
+        return most_slots(full_rows(positions, length))
 
     start = 0
     while start < len(order):
@@ -75,16 +78,19 @@ def plan_groups(
         start = stop
 
 
-def most_slots(beams: int, batch_size: int | None, platform: str) -> int | None:
-    """Sentences that a device of that platform may search side by side.
+def most_slots(slots: int, *, beams: int, batch_size: int | None, platform: str) -> int:
+    """Of so many slots, those that a device of that platform should have.
 
-    >>> most_slots(5, 128, "cpu"), most_slots(5, 128, "gpu"), most_slots(5, None, "gpu")
-    (32, 128, None)
+    >>> [most_slots(512, beams=5, batch_size=128, platform=x) for x in ("cpu", "gpu")]
+    [30, 128]
+    >>> most_slots(128, beams=1, batch_size=None, platform="cpu")
+    120
     """
+    slots = min(slots, batch_size or slots)
     if platform != "cpu":
-        return batch_size
-    most = full_rows(CPU_ROWS, beams)
-    return min(batch_size or most, most)
+        return slots
+    slots, together = min(slots, max(1, CPU_ROWS // beams)), _slots_together(beams)
+    return slots // together * together or slots
 
 
 def slots_wanted(sentences: int, *, beams: int, devices: int, platform: str) -> int:
@@ -94,29 +100,34 @@ def slots_wanted(sentences: int, *, beams: int, devices: int, platform: str) -> 
     does not: there each slot should serve two to four, so that few stand empty at the
     end, but a core be kept busy.
 
-    >>> [slots_wanted(n, beams=1, devices=2, platform="cpu") for n in (1, 9, 240, 1000)]
-    [1, 16, 32, 128]
-    >>> [slots_wanted(n, beams=5, devices=2, platform="cpu") for n in (1, 9, 240, 1000)]
-    [1, 8, 32, 128]
+    >>> [slots_wanted(n, beams=1, devices=2, platform="cpu") for n in (1, 9, 240, 900)]
+    [1, 16, 30, 120]
+    >>> [slots_wanted(n, beams=5, devices=2, platform="cpu") for n in (1, 9, 240, 900)]
+    [1, 6, 48, 192]
     >>> slots_wanted(240, beams=5, devices=1, platform="gpu")
     256
     """
     all_of_them = next_power_of_four(sentences)
     if platform != "cpu":
         return all_of_them
-    slots = 1
-    while slots * beams < ENOUGH_ROWS or 4 * devices * slots < sentences:
+    slots = _slots_together(beams)
+    while 4 * devices * slots < sentences:
         slots *= 2
     return min(slots, all_of_them)
+
+
+def _slots_together(beams: int) -> int:
+    """The fewest slots with a multiple of `ROWS_TOGETHER` rows."""
+    return ROWS_TOGETHER // math.gcd(ROWS_TOGETHER, beams)
 
 
 def most_waiting(slots: int) -> int:
     """Sentences that are encoded together, and then wait for one of so many slots.
 
-    >>> most_waiting(8), most_waiting(48), most_waiting(100), most_waiting(512)
-    (8, 32, 50, 64)
+    >>> most_waiting(8), most_waiting(512)
+    (8, 64)
     """
-    return min(slots, max(32, slots // 2), MOST_WAITING)
+    return min(slots, MOST_WAITING)
 
 
 def padded_length(length: int, ladder: Sequence[int], longest: int) -> int:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.models.cache import DecoderCache, resized_cache
+from transformer_jax.models.transformer import Output
 from transformer_jax.search.beams import (
     FREE,
     Beams,
@@ -36,7 +37,6 @@ from transformer_jax.translation.drafting import (
 )
 from transformer_jax.translation.ensembles import (
     AnyModel,
-    Output,
     as_long_as,
     segment_ids_of,
     step_of,
@@ -57,8 +57,8 @@ class Slots(NamedTuple):
 class Offer(NamedTuple):
     """What the sentences choose from: those in the slots, and those that wait."""
 
-    choice: Choice
-    """Of B + P sentences."""
+    choice: Choice | None
+    """Of B + P sentences; None where each may use every token."""
     output: Output
 
 
@@ -92,13 +92,13 @@ class Stand(NamedTuple):
     delivered: tuple[SearchResult, Effort | None]
     """By ticket: of sentences that have left their slot."""
     allowed: Array | None
-    """[B, U], of an offer: which tokens each slot's sentence may use."""
+    """[B, U], of a choice: which tokens each slot's sentence may use."""
 
 
 def free_at_least(slots: int) -> int:
     """Slots of B that are free when sentences that wait are taken in: they come in
     together, as each coming in costs about a tenth of a step."""
-    return max(1, slots // 16)
+    return max(1, slots // 15)
 
 
 @functools.partial(
@@ -169,9 +169,15 @@ def refit(
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def make_offer(params: Params, ids: Array, allowed: Array, *, model: Any) -> Offer:
-    """The rows are picked once for many steps."""
-    rows = model.apply({"params": params}, ids, method="output_rows")
-    return Offer(Choice(ids, allowed), rows)
+    """The columns are picked once for many steps."""
+    columns = model.apply({"params": params}, ids, method="output_columns")
+    return Offer(Choice(ids, allowed), columns)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def whole_offer(params: Params, *, model: Any) -> Offer:
+    """Every token, by an output table that is turned once for all steps."""
+    return Offer(None, model.apply({"params": params}, method="output_columns"))
 
 
 @functools.partial(
@@ -300,9 +306,9 @@ def _search_while(
             return_attention=beams.coverage is not None,
             output=offer and offer.output,
         )
-        choice = None
-        if offer is not None and allowed is not None:
-            choice = offer.choice._replace(allowed=allowed)
+        choice = offer and offer.choice
+        if choice is not None:
+            choice = choice._replace(allowed=allowed)
         method = method_of(plan, choice, vocab_size=model.config.target_vocab_size)
         beams = search_while(going_on, step_fn, memory, beams, method)
     else:

@@ -1,6 +1,5 @@
 """Text → text: tokenize, search in batches, and give the lines back in order."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -13,14 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from transformer_jax.config import SearchConfig
 from transformer_jax.data.examples import make_example
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.search.parallel_greedy import Drafted
 from transformer_jax.translation.engine import MANY, Decoder, Task
-from transformer_jax.translation.ensembles import AnyModel
+from transformer_jax.translation.ensembles import AnyModel, Ensemble
 from transformer_jax.translation.hypotheses import (
     Translation,
     as_translation,
@@ -42,9 +40,11 @@ from transformer_jax.translation.planning import (
     plan_groups,
     slots_wanted,
 )
+from transformer_jax.translation.progress import updating
 from transformer_jax.translation.sentences import Found, Sentence
 from transformer_jax.translation.shortlist import Shortlist
 from transformer_jax.translation.side_by_side import side_by_side
+from transformer_jax.translation.slots import Offer, whole_offer
 from transformer_jax.types import Params
 
 MAX_SOURCE_TOKENS = 1024
@@ -85,6 +85,7 @@ class Translator:
         (device, *_) = jax.tree.leaves(self._copies[0])[0].devices()
         self._platform = device.platform
         """Where it searches: "cpu", say."""
+        self._whole: Offer | None = None
         self._idle: dict[int, Decoder] = {}
         self.tokenizer = tokenizer
         self.search = search
@@ -165,7 +166,7 @@ class Translator:
         cut = self._too_long(sources, first_line)
         found = [as_translation((), missing=(*asked,)) for asked in required]
         places = [i for i, source in enumerate(sources) if len(source)]
-        with _updating(progress, len(lines)) as update:
+        with updating(progress, len(lines)) as update:
             update(len(lines) - len(places))
             for each in self.search_ids(
                 [self.cut(sources[i]) for i in places],
@@ -280,17 +281,14 @@ class Translator:
         batch_size: int | None,
     ) -> Iterator[Group]:
         """Those that share slots."""
-        beams, platform = search.beams, self._platform
+        where = {"beams": search.beams, "platform": self._platform}
         return plan_groups(
             [len(source) for source in sources],
-            positions=batch_tokens // beams,
+            positions=batch_tokens // search.beams,
             longest=self.max_source_tokens,
-            max_slots=most_slots(beams, batch_size, platform),
+            most_slots=functools.partial(most_slots, batch_size=batch_size, **where),
             wanted_slots=functools.partial(
-                slots_wanted,
-                beams=beams,
-                devices=len(self._copies),
-                platform=platform,
+                slots_wanted, devices=len(self._copies), **where
             ),
         )
 
@@ -321,7 +319,7 @@ class Translator:
             phrases=tuple(map(tuple, phrases)),
         )
 
-    def _work(self, device: int, tasks: Sequence[Task]) -> Iterator[Found]:
+    def _work(self, device: int, tasks: Sequence[Task]) -> Iterator[list[Found]]:
         """What a device finds. It goes on with the next task when no sentence waits,
         and leaves small ones to those before it: each has to compile what it runs."""
         for task in tasks:
@@ -337,9 +335,24 @@ class Translator:
                     task.plan,
                     slots=group.slots,
                     length=group.length,
+                    whole=self._whole_offer(device, group.slots * task.plan.beams),
                 )
             yield from decoder.run(task.queue, sharing=task.devices, many=task.many)
             self._idle[device] = decoder
+
+    def _whole_offer(self, device: int, rows: int) -> Offer | None:
+        """What the device's sentences choose from, where it pays to have the output
+        table twice: on a CPU, which would turn the target embedding at every step (but
+        for a single row)."""
+        params, config = self._copies[device], self.model.config
+        if self._platform != "cpu" or rows == 1 or not config.output_is_target_table:
+            return None
+        if self.draft or isinstance(self.model, Ensemble):
+            return None
+        if self._whole is None:
+            self._whole = whole_offer(params, model=self.model)
+        (where,) = jax.tree.leaves(params)[0].devices()
+        return jax.device_put(self._whole, where)  # no copy where it lies there
 
     def _plan(
         self,
@@ -382,15 +395,3 @@ class Translator:
         wanted = int(search.max_length_factor * pieces) + search.max_length_offset
         wanted += more
         return min(wanted, self.model.config.num_positions)
-
-
-@contextlib.contextmanager
-def _updating(
-    progress: bool | Callable[[int], object], total: int
-) -> Iterator[Callable[[int], object]]:
-    """`with … as update`: the caller's function, or that of a bar, shown or not."""
-    if callable(progress):
-        yield progress
-        return
-    with tqdm.tqdm(total=total, unit=" lines", disable=not progress) as bar:
-        yield bar.update
