@@ -33,6 +33,12 @@ class KeyValue(NamedTuple):
     value: Array
 
 
+def with_turned_keys(kv: KeyValue) -> KeyValue:
+    """Keys [B, N, S, H] as [B, N, H, S], or back: so decoding, whose queries are few,
+    multiplies with them in half the time on a CPU."""
+    return KeyValue(kv.key.swapaxes(2, 3), kv.value)
+
+
 def dot_product_attention(
     q: Array,
     k: Array,

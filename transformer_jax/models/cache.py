@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig
-from transformer_jax.models.attention import KeyValue
+from transformer_jax.models.attention import KeyValue, with_turned_keys
 from transformer_jax.types import Array
 
 
@@ -60,7 +60,9 @@ def init_cache(
     value = jnp.zeros(
         (sentences, heads, max_length * beams, head_size), jnp.dtype(config.dtype)
     )
-    empty = KeyValue(value if beams == 1 else value.swapaxes(2, 3), value)
+    empty = KeyValue(value, value)
+    if beams > 1:
+        empty = with_turned_keys(empty)
     return DecoderCache(
         layers=(empty,) * config.num_decoder_layers,
         ancestors=jnp.zeros((sentences * beams, max_length), jnp.int32),
@@ -85,7 +87,7 @@ def write_cache(layer: KeyValue, new: KeyValue, places: Array) -> KeyValue:
 
 def read_cache(layer: KeyValue, beams: int) -> KeyValue:
     """Keys and values [B, N, T·K, H] of a layer."""
-    return layer if beams == 1 else KeyValue(layer.key.swapaxes(2, 3), layer.value)
+    return layer if beams == 1 else with_turned_keys(layer)
 
 
 def chosen_cache(cache: DecoderCache, sentences: Array) -> DecoderCache:

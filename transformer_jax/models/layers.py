@@ -11,6 +11,7 @@ from transformer_jax.models.activations import relu
 from transformer_jax.models.attention import (
     KeyValue,
     MultiHeadAttention,
+    with_turned_keys,
 )
 from transformer_jax.models.cache import DecoderCache, read_cache, write_cache
 from transformer_jax.models.dense import Dense
@@ -32,7 +33,8 @@ class Memory(NamedTuple):
     """What the decoder needs of B source sentences; computed once."""
 
     layers: tuple[KeyValue, ...]
-    """Cross-attention keys and values [B, N, S, H] of each decoder layer."""
+    """Of each decoder layer, cross-attention values [B, N, S, H], and its keys turned,
+    [B, N, H, S]."""
     segment_ids: Array
     """[B, S]; 0 = padding."""
 
@@ -147,8 +149,8 @@ class DecoderLayer(Layer):
         memory_mask: Array,
     ) -> tuple[Array, KeyValue, Array]:
         """L new tokens a row: x [R, L, D], written at `places` [R, L] of the cache
-        (see `DecoderCache.layers`); memory [B, N, S, H] → [R, L, D], the cache with
-        them in it, and cross-attention weights [R, N, L, S]."""
+        (see `DecoderCache.layers`), of the memory those of this layer → [R, L, D], the
+        cache with them in it, and cross-attention weights [R, N, L, S]."""
         written, weights = cache, jnp.zeros(())
 
         def attend_self(y: Array) -> Array:
@@ -162,7 +164,8 @@ class DecoderLayer(Layer):
         def attend_source(y: Array) -> Array:
             nonlocal weights
             q = self.cross_attention.query(y)
-            out, weights = self.cross_attention.of_rows(q, memory, memory_mask)
+            kv = with_turned_keys(memory)
+            out, weights = self.cross_attention.of_rows(q, kv, memory_mask)
             return out
 
         x = self._sublayers(x, attend_self, attend_source, True)
@@ -266,9 +269,10 @@ class Decoder(Stack):
         return self.final_norm(x) if self.config.has_final_norm else x
 
     def memory(self, encoded: Array) -> tuple[KeyValue, ...]:
-        """Cross-attention keys and values of each layer."""
+        """See `Memory.layers`."""
         return tuple(
-            layer.cross_attention.keys_values(encoded) for layer in self.layers
+            with_turned_keys(layer.cross_attention.keys_values(encoded))
+            for layer in self.layers
         )
 
     def step(
