@@ -58,3 +58,10 @@ def penalty_table(kind: LengthPenalty, alpha: float, max_length: int) -> np.ndar
     else:
         penalties = np.ones_like(lengths)
     return penalties.astype(np.float32)
+
+
+def unscored(result: SearchResult) -> SearchResult:
+    """The targets alone, with nan for what nobody asked."""
+    names = "scores", "log_probabilities", "token_log_probabilities"
+    nothing = {name: np.full_like(getattr(result, name), np.nan) for name in names}
+    return result._replace(**nothing)

@@ -14,11 +14,13 @@ import jax
 import numpy as np
 
 from transformer_jax.search.parallel_greedy import Effort
-from transformer_jax.search.result import SearchResult
+from transformer_jax.search.result import SearchResult, unscored
 from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import (
+    FINE_LENGTHS,
     GROUP_LENGTHS,
+    SOURCE_LENGTHS,
     Group,
     most_waiting,
     padded_length,
@@ -113,6 +115,8 @@ class Decoder:
         """P"""
         self.is_siding = is_siding
         self.siding: Decoder | None = None
+        self.lengths = SOURCE_LENGTHS
+        """Those that sources are padded to."""
         self._clear()
 
     def run(
@@ -128,6 +132,7 @@ class Decoder:
             self._clear()  # an earlier run was not read to its end
         self.siding = None  # before the next one takes its memory
         self.siding = self._new_siding() if many else None
+        self.lengths = FINE_LENGTHS if many else SOURCE_LENGTHS
         yield from self._search(queue, sharing)
 
     def _search(
@@ -204,7 +209,9 @@ class Decoder:
         room = self._room_for(sentences)
         slots = prepare(
             self.params,
-            *stacked(sentences, rows=self.most_waiting, longest=room),
+            *stacked(
+                sentences, rows=self.most_waiting, longest=room, lengths=self.lengths
+            ),
             stacked_jobs(sentences, rows=self.most_waiting, plan=self.plan),
             model=self.model,
             plan=self.plan,
@@ -391,10 +398,3 @@ class Decoder:
             )
             for i in sorted(owners.keys() - set(tickets))
         ]
-
-
-def unscored(result: SearchResult) -> SearchResult:
-    """The targets alone, with nan for what nobody asked."""
-    names = "scores", "log_probabilities", "token_log_probabilities"
-    nothing = {name: np.full_like(getattr(result, name), np.nan) for name in names}
-    return result._replace(**nothing)

@@ -8,6 +8,8 @@ import numpy as np
 
 SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Padded lengths at which sources are encoded: each that is met is compiled once."""
+FINE_LENGTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, *SOURCE_LENGTHS[6:])
+"""The same where so many sentences come that less padding is worth more compiling."""
 GROUP_LENGTHS = (32, 64, 128, 256, 512, 1024)
 """Source lengths that slots have room for: each that is met is compiled once too."""
 CPU_ROWS = 150

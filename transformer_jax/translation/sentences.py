@@ -44,12 +44,16 @@ class Found(NamedTuple):
 
 
 def stacked(
-    sentences: Sequence[Sentence], *, rows: int, longest: int
+    sentences: Sequence[Sentence],
+    *,
+    rows: int,
+    longest: int,
+    lengths: Sequence[int] = SOURCE_LENGTHS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sources and their segment ids [P, S], in one of a few shapes; rows without a
+    """Sources and their segment ids [P, S], S one of a few `lengths`; rows without a
     sentence are all padding."""
     needed = max(len(each.inputs) for each in sentences)
-    length = padded_length(needed, SOURCE_LENGTHS, longest)
+    length = padded_length(needed, lengths, longest)
     inputs, segment_ids = np.zeros((2, rows, length), np.int32)
     for row, sentence in enumerate(sentences):
         inputs[row, : len(sentence.inputs)] = sentence.inputs
