@@ -43,13 +43,13 @@ def make_sentences() -> list[Sentence]:
     ]
 
 
-def found_by(search, sentences, *, drafted=False, many=False) -> list[Found]:
+def found_by(search, sentences, *, drafted=False, many=False, slots=4) -> list[Found]:
     model, params = tiny_model(**SMALL, output_bias=True)
     params["output"]["bias"] = params["output"]["bias"].at[EOS].add(-1.0)
     plan = SearchPlan(search, MAX_LENGTH, START, EOS, banned=(), prefix_width=4)
     if drafted:
         plan, params = plan._replace(draft=model), Drafted(params, params)
-    decoder = Decoder(model, params, plan, slots=4, length=8)
+    decoder = Decoder(model, params, plan, slots=slots, length=8)
     found = side_by_side([decoder.run(deque(sentences), many=many)])
     return sorted(found, key=lambda each: each.index)
 
@@ -89,6 +89,13 @@ def test_slots_that_are_filled_again_and_caches_that_grow(greedy, drafted, monke
         assert effort.smallest_gap > 1e-4  # no near ties
         fewest = -(-length // BLOCK)
         assert fewest <= effort.passes <= (fewest if drafted else length)
+    # One that is searched alone.
+    last = found_by(IN_BLOCKS, sentences[-1:], drafted=drafted, slots=1)
+    assert_same(last, greedy[-1:])
+    one, other = last[0].effort, found[-1].effort
+    assert one is not None
+    assert other is not None
+    assert one.passes == other.passes
     # Other neighbours, other caches; and a siding for the last.
     monkeypatch.setattr(engine, "FEWEST_WITH_SIDING", 4)
     order = np.random.default_rng(0).permutation(len(sentences))

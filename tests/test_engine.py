@@ -108,6 +108,26 @@ def test_equals_searching_one_sentence_after_the_other(search):
 
 
 @METHODS
+@pytest.mark.parametrize("scores", [True, False])
+def test_a_single_sentence_takes_no_slot_and_is_searched_the_same(search, scores):
+    scores = scores or search is BEAM
+    sentences, decoder = make_sentences(), make_decoder(search)
+    expected = found_by(decoder, sentences)
+    one = make_decoder(search, width=1)
+    one.plan = one.plan._replace(scores=scores)
+    for sentence, other in zip(sentences, expected, strict=True):
+        (found,) = side_by_side([one.run(deque([sentence]))])
+        assert found.index == sentence.index
+        chex.assert_trees_all_equal(found.result.tokens, other.tokens)
+        assert (found.result.lengths == other.lengths).all()
+        if scores:
+            chex.assert_trees_all_close(found.result, other, atol=1e-5)
+        else:
+            assert np.isnan(found.result.token_log_probabilities).all()
+    assert one.sentences == []
+
+
+@METHODS
 def test_neighbours_and_places_change_no_bit_in_one_shape(search):
     sentences = make_sentences([min(length, 7) for length in LENGTHS])
     straight = found_by(make_decoder(search), sentences)
@@ -139,7 +159,6 @@ def test_the_cache_grows_with_its_sentences(monkeypatch):
     monkeypatch.setattr(engine, "resize", resize)
     monkeypatch.setattr(engine, "FIRST_CACHE", 2)
     decoder = make_decoder(SearchConfig(method="greedy", alpha=0.5))
-    assert decoder.cache_length == 16
     grown = found_by(decoder, make_sentences())
     assert max(lengths) == MAX_LENGTH
     assert min(np.diff(lengths)) < 0 < max(np.diff(lengths))

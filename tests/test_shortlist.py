@@ -218,7 +218,8 @@ def test_each_sentence_keeps_to_its_own_list_whoever_its_neighbours_are(monkeypa
     lists = [np.unique([EOS, *draw.integers(4, TINY_VOCAB_SIZE, 4)]) for _ in range(7)]
     sentences, decoder = make_sentences(lists), make_decoder(GREEDY)
     together = found_by(decoder, sentences)
-    alone = [found_by(decoder, [each])[0] for each in sentences]
+    single = make_decoder(GREEDY, slots=1)
+    alone = [found_by(single, [each])[0] for each in sentences]
     inputs = jnp.asarray(np.stack([each.inputs for each in sentences]), jnp.int32)
     targets = jnp.asarray(np.stack([each.tokens[0] for each in together]))
     fed = jnp.concatenate([jnp.ones((7, 1), jnp.int32), targets[:, :-1]], axis=1)

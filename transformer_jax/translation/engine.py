@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 from transformer_jax.search.parallel_greedy import Effort
-from transformer_jax.search.result import SearchResult, unscored
+from transformer_jax.search.result import SearchResult, with_nan_scores
 from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
+from transformer_jax.translation.offers import Offer, offer_for
 from transformer_jax.translation.planning import (
     FINE_LENGTHS,
     GROUP_LENGTHS,
     SOURCE_LENGTHS,
-    Group,
     most_waiting,
     padded_length,
     room_for,
@@ -33,19 +33,17 @@ from transformer_jax.translation.sentences import (
     stacked_jobs,
     take,
 )
-from transformer_jax.translation.shortlist import joint_choice
 from transformer_jax.translation.siding import put_aside
 from transformer_jax.translation.slots import (
-    Offer,
     Report,
     Slots,
     advance,
     empty_slots,
     free_at_least,
-    make_offer,
     prepare,
     refit,
     resize,
+    search_alone,
 )
 from transformer_jax.types import Params
 
@@ -67,26 +65,6 @@ class Encoded(NamedTuple):
     """What they are to the device."""
     room: int
     """S"""
-
-
-class Task(NamedTuple):
-    """Sentences that devices share, and what they need to search them."""
-
-    queue: deque[Sentence]
-    plan: SearchPlan
-    group: Group
-    devices: int
-    """More would have nothing to do."""
-    many: bool
-    """Whether there are so many sentences that sidings pay."""
-
-    def suits(self, decoder: "Decoder") -> bool:
-        """Whether one that is there can do it; up to four times as many slots as wanted
-        are no reason to compile for fewer."""
-        shape, group = (decoder.plan, decoder.length), self.group
-        most = min(group.allowed, 4 * group.slots)
-        enough = group.slots <= decoder.slots <= most
-        return shape == (self.plan, group.length) and enough
 
 
 class Decoder:
@@ -117,7 +95,13 @@ class Decoder:
         self.siding: Decoder | None = None
         self.lengths = SOURCE_LENGTHS
         """Those that sources are padded to."""
-        self._clear()
+        self.sentences: list[Sentence | None] = []
+        """In the slots; there are none before the first run that needs some."""
+        self.waiting: list[Sentence] = []
+        self.taken = 0
+        """How many of them have been taken in."""
+        self.following: Encoded | None = None
+        """Those that wait next."""
 
     def run(
         self, queue: deque[Sentence], *, sharing: int = 1, many: bool = False
@@ -128,8 +112,12 @@ class Decoder:
 
         While some are handed out, the device goes on with the others.
         """
-        if any(self.sentences) or self.taken < len(self.waiting) or self.following:
-            self._clear()  # an earlier run was not read to its end
+        if self.slots == 1 == len(queue):
+            yield self._search_alone(queue)
+            return
+        unread = any(self.sentences) or self.following or self.taken < len(self.waiting)
+        if unread or not self.sentences:
+            self._clear()  # no run before, or it was not read to its end
         self.siding = None  # before the next one takes its memory
         self.siding = self._new_siding() if many else None
         self.lengths = FINE_LENGTHS if many else SOURCE_LENGTHS
@@ -163,29 +151,34 @@ class Decoder:
         if self.siding is not None:
             yield from self.siding._search(deque())
 
+    def _search_alone(self, queue: deque[Sentence]) -> list[Found]:
+        """The only sentence, which takes no slot; none if another device took it."""
+        ready = self._prepare(queue, sharing=1)
+        if ready is None:
+            return []
+        state, offer = ready.slots, self._offer(ready.sentences)
+        found, done, room = None, False, 0
+        while not done:
+            room = self._cache_for(2 * room)
+            state, found, done = search_alone(
+                self.params, state, offer, model=self.model, plan=self.plan, cache=room
+            )
+        result, effort = jax.tree.map(np.asarray, found)  # faster than device_get
+        return self._found([(0, ready.sentences[0].index)], result, effort)
+
     def _clear(self) -> None:
         """No sentence is in the slots, and none waits."""
-        self.sentences: list[Sentence | None] = [None] * self.slots
-        self.waiting: list[Sentence] = []
-        self.taken = 0
-        """How many of them have been taken in."""
+        self.sentences = [None] * self.slots
+        self.waiting, self.taken, self.following = [], 0, None
         self.encoded: Slots | None = None
         """They on the device; after the last of them those before, who are not read.
         None where nobody ever waited."""
-        self.following: Encoded | None = None
-        """Those that wait next."""
         self.offer: Offer | None = None
         shortest = padded_length(1, GROUP_LENGTHS, self.length)
         self.room = self.length if self.is_siding else shortest
         """S: source positions that the slots have now."""
-        state = empty_slots(
-            self.params,
-            model=self.model,
-            plan=self.plan,
-            slots=self.slots,
-            length=self.room,
-            cache=self._cache_for(1),
-        )
+        sizes = {"slots": self.slots, "length": self.room, "cache": self._cache_for(1)}
+        state = empty_slots(self.params, model=self.model, plan=self.plan, **sizes)
         # Bound to their device, as what `advance` gives back is: programs for what is
         # not bound are others.
         where = jax.tree.leaves(self.params)[0].sharding
@@ -280,6 +273,7 @@ class Decoder:
             whole=self.whole,
             is_siding=True,
         )
+        siding._clear()
         siding.siding = siding._new_siding()
         return siding
 
@@ -346,24 +340,15 @@ class Decoder:
             beams = beams._replace(cache=resize(beams.cache, length=length))
             self.state = self.state._replace(beams=beams)
 
-    def _offer(self) -> Offer | None:
-        """What the sentences may choose from."""
-        nobody = self.most_waiting - len(self.waiting) if self.encoded else 0
-        lists = [
-            None
-            if each is None or each.candidates is None
-            else np.union1d(each.candidates, each.prefix).astype(np.int64)
-            for each in (*self.sentences, *self.waiting, *[None] * nobody)
-        ]
-        if all(each is None for each in lists):
-            return self.whole
-        ids, allowed = joint_choice(lists, self.model.config.target_vocab_size)
-        return make_offer(self.params, ids, allowed, model=self.model)
+    def _offer(self, sentences: Sequence[Sentence | None]) -> Offer | None:
+        """What these may choose from."""
+        return offer_for(sentences, self.whole, self.params, model=self.model)
 
     def _advance(self, *, more: bool) -> Report:
         """Goes on until all who wait are taken in, and enough are done."""
         self.offer = None  # before the next one takes its memory
-        self.offer = self._offer()
+        nobody = self.most_waiting - len(self.waiting) if self.encoded else 0
+        self.offer = self._offer([*self.sentences, *self.waiting, *[None] * nobody])
         self.state, report = advance(
             self.params,
             self.state,
@@ -388,13 +373,23 @@ class Decoder:
             for ticket, alive in zip(report.tickets, report.alive, strict=True)
         ]
         self.sentences = [None if each is None else owners[each] for each in tickets]
-        result = report.finished if self.plan.scores else unscored(report.finished)
-        effort = report.effort
+        done = [(i, owners[i].index) for i in sorted(owners.keys() - set(tickets))]
+        return self._found(done, report.finished, report.effort)
+
+    def _found(
+        self,
+        done: Sequence[tuple[int, int]],
+        result: SearchResult,
+        effort: Effort | None,
+    ) -> list[Found]:
+        """Of what is on the host, some rows, each with the number of its sentence."""
+        if not self.plan.scores:
+            result = with_nan_scores(result)
         return [
             Found(
-                owners[i].index,
-                SearchResult(*(x[i] for x in result)),
-                effort and Effort(*(x[i] for x in effort)),
+                index,
+                SearchResult(*(x[row] for x in result)),
+                effort and Effort(*(x[row] for x in effort)),
             )
-            for i in sorted(owners.keys() - set(tickets))
+            for row, index in done
         ]

@@ -7,13 +7,12 @@ are done inside the program, so that the device need not come back for each of t
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from transformer_jax.models.cache import DecoderCache, resized_cache
-from transformer_jax.models.transformer import Output
 from transformer_jax.search.beams import (
     FREE,
     Beams,
@@ -26,7 +25,7 @@ from transformer_jax.search.beams import (
 )
 from transformer_jax.search.coverage import first_coverage
 from transformer_jax.search.parallel_greedy import Ahead, Effort
-from transformer_jax.search.result import SearchResult
+from transformer_jax.search.result import SearchResult, without_scores
 from transformer_jax.search.sampling import first_samples
 from transformer_jax.search.shortlist import Choice
 from transformer_jax.translation.drafting import (
@@ -42,6 +41,7 @@ from transformer_jax.translation.ensembles import (
     step_of,
 )
 from transformer_jax.translation.methods import SearchPlan, method_of
+from transformer_jax.translation.offers import Offer
 from transformer_jax.types import Array, Cache, Memory, Params
 
 
@@ -52,14 +52,6 @@ class Slots(NamedTuple):
     memory: Memory
     ahead: Ahead | None
     """Of a search in blocks."""
-
-
-class Offer(NamedTuple):
-    """What the sentences choose from: those in the slots, and those that wait."""
-
-    choice: Choice | None
-    """Of B + P sentences; None where each may use every token."""
-    output: Output
 
 
 class Report(NamedTuple):
@@ -167,19 +159,6 @@ def refit(
     return as_long_as(whole, memory, coverage)
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def make_offer(params: Params, ids: Array, allowed: Array, *, model: Any) -> Offer:
-    """The columns are picked once for many steps."""
-    columns = model.apply({"params": params}, ids, method="output_columns")
-    return Offer(Choice(ids, allowed), columns)
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
-def whole_offer(params: Params, *, model: Any) -> Offer:
-    """Every token, by an output table that is turned once for all steps."""
-    return Offer(None, model.apply({"params": params}, method="output_columns"))
-
-
 @functools.partial(
     jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",)
 )
@@ -200,27 +179,18 @@ def advance(
     `places` [2]: the first of those that still wait, and the place after the last. A
     siding has `waiting` None, and both are 0.
     """
-    room = state.beams.cache.ancestors.shape[1]
     free = free_at_least(count_of(state))
-
-    def lengths(beams: Beams) -> Array:
-        ahead = plan.search.block - 1
-        return jnp.where(alive(beams), beams.lengths + ahead, 0)
-
-    def has_room(beams: Beams) -> Array:
-        # Where the cache is whole, only guesses beyond the last place lack room.
-        return jnp.bool_(room >= plan.max_length) | jnp.all(lengths(beams) < room)
 
     def going_on(now: Stand) -> Array:
         wanted = (now.taken < places[1]) | (alive(now.slots.beams).sum() > enough)
-        return wanted & has_room(now.slots.beams)
+        return wanted & _has_room(now.slots.beams, plan)
 
     def go_on(now: Stand) -> Stand:
         if waiting is not None:
-            now = _take_in(now, waiting, places[1], offer and offer.choice)
+            now = _take_in(now, waiting, places[1], offer and offer.choice, plan)
         most = jnp.where(now.taken < places[1], count_of(state) - free, enough)
         slots = _search_while(
-            lambda beams: (alive(beams).sum() > most) & has_room(beams),
+            lambda beams: (alive(beams).sum() > most) & _has_room(beams, plan),
             params,
             now.slots,
             now.allowed,
@@ -230,21 +200,70 @@ def advance(
         )
         return now._replace(slots=slots)
 
-    start = _first_stand(state, waiting, places[0], offer and offer.choice)
+    start = _first_stand(state, waiting, places[0], offer and offer.choice, plan)
     end = jax.lax.while_loop(going_on, go_on, start)
-    delivered = replace_sentences(end.delivered, _results(end.slots), end.tickets)
+    found = _results(end.slots, plan)
+    delivered = replace_sentences(end.delivered, found, end.tickets)
     beams = end.slots.beams
-    report = Report(end.tickets, alive(beams), end.taken, lengths(beams), *delivered)
-    return end.slots, report
+    lengths = _lengths(beams, plan)
+    return end.slots, Report(end.tickets, alive(beams), end.taken, lengths, *delivered)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "plan", "cache"))
+def search_alone(
+    params: Params,
+    state: Slots,
+    offer: Offer | None,
+    *,
+    model: AnyModel,
+    plan: SearchPlan,
+    cache: int,
+) -> tuple[Slots, tuple[SearchResult, Effort | None], Array]:
+    """Searches sentences to their end, or until a cache of T = `cache` is too short for
+    one of them: a program that knows of no others does nothing else. At first they have
+    no cache, as from `prepare`. → the state, what is found, whether all are done."""
+    beams = state.beams
+    if beams.cache is None:
+        empty = empty_caches(model, plan, count_of(state), cache)
+        beams = beams._replace(cache=empty)
+    else:
+        beams = beams._replace(cache=resize(beams.cache, length=cache))
+    end = _search_while(
+        lambda beams: alive(beams).any() & _has_room(beams, plan),
+        params,
+        state._replace(beams=beams),
+        offer and offer.choice and offer.choice.allowed,
+        offer,
+        model=model,
+        plan=plan,
+    )
+    return end, _results(end, plan), ~alive(end.beams).any()
+
+
+def _lengths(beams: Beams, plan: SearchPlan) -> Array:
+    """[B]: target tokens that each sentence has, or guesses ahead of them; 0 when it is
+    done."""
+    return jnp.where(alive(beams), beams.lengths + plan.search.block - 1, 0)
+
+
+def _has_room(beams: Beams, plan: SearchPlan) -> Array:
+    """Whether the cache is long enough for the next token of every sentence."""
+    room = beams.cache.ancestors.shape[1]
+    # Where the cache is whole, only guesses beyond the last place lack room.
+    return jnp.bool_(room >= plan.max_length) | jnp.all(_lengths(beams, plan) < room)
 
 
 def _first_stand(
-    state: Slots, waiting: Slots | None, first: Array, choice: Choice | None
+    state: Slots,
+    waiting: Slots | None,
+    first: Array,
+    choice: Choice | None,
+    plan: SearchPlan,
 ) -> Stand:
     """Nobody has been taken in yet."""
     count = count_of(state) + (0 if waiting is None else count_of(waiting))
     delivered = jax.tree.map(
-        lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), _results(state)
+        lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), _results(state, plan)
     )
     return Stand(
         slots=state,
@@ -255,7 +274,9 @@ def _first_stand(
     )
 
 
-def _take_in(now: Stand, waiting: Slots, end: Array, choice: Choice | None) -> Stand:
+def _take_in(
+    now: Stand, waiting: Slots, end: Array, choice: Choice | None, plan: SearchPlan
+) -> Stand:
     """Gives free slots, `free_at_least` of them at most, to sentences that wait, up to
     the one before `end`; what was found in these slots is delivered."""
     slots, count = now.slots, count_of(now.slots)
@@ -266,7 +287,7 @@ def _take_in(now: Stand, waiting: Slots, end: Array, choice: Choice | None) -> S
     nowhere = count + count_of(waiting)
 
     left = jnp.where(fits, now.tickets[into], nowhere)
-    found = jax.tree.map(lambda x: x[into], _results(slots))
+    found = jax.tree.map(lambda x: x[into], _results(slots, plan))
     delivered = replace_sentences(now.delivered, found, left)
 
     into = jnp.where(fits, into, count)
@@ -329,9 +350,12 @@ def count_of(slots: Slots) -> int:
     return slots.beams.lengths.shape[0]
 
 
-def _results(slots: Slots) -> tuple[SearchResult, Effort | None]:
-    """What has been found in each slot."""
-    return slots.beams.finished, slots.ahead and slots.ahead.effort
+def _results(slots: Slots, plan: SearchPlan) -> tuple[SearchResult, Effort | None]:
+    """What has been found in each slot, and only what is wanted of it."""
+    found = slots.beams.finished
+    if not plan.scores:
+        found = without_scores(found)
+    return found, slots.ahead and slots.ahead.effort
 
 
 def _memory_like(

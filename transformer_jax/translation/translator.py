@@ -17,7 +17,7 @@ from transformer_jax.config import SearchConfig
 from transformer_jax.data.examples import make_example
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.search.parallel_greedy import Drafted
-from transformer_jax.translation.engine import MANY, Decoder, Task
+from transformer_jax.translation.engine import MANY, Decoder
 from transformer_jax.translation.ensembles import AnyModel, Ensemble
 from transformer_jax.translation.hypotheses import (
     Translation,
@@ -27,6 +27,7 @@ from transformer_jax.translation.hypotheses import (
 )
 from transformer_jax.translation.loading import check_draft, load_runs
 from transformer_jax.translation.methods import SearchPlan, check_shortlist
+from transformer_jax.translation.offers import Offer, whole_offer
 from transformer_jax.translation.phrases import (
     asked_of_lines,
     banned_ids,
@@ -44,7 +45,7 @@ from transformer_jax.translation.progress import updating
 from transformer_jax.translation.sentences import Found, Sentence
 from transformer_jax.translation.shortlist import Shortlist
 from transformer_jax.translation.side_by_side import side_by_side
-from transformer_jax.translation.slots import Offer, whole_offer
+from transformer_jax.translation.task import Task
 from transformer_jax.types import Params
 
 MAX_SOURCE_TOKENS = 1024
@@ -119,7 +120,7 @@ class Translator:
         """Longer sources, end token included, are cut."""
         return min(MAX_SOURCE_TOKENS, self.model.config.num_positions)
 
-    @property
+    @functools.cached_property
     def start_id(self) -> int:
         """What the decoder is fed first."""
         nothing = make_example(("", ""), self.tokenizer, self.model.config)
@@ -335,17 +336,16 @@ class Translator:
                     task.plan,
                     slots=group.slots,
                     length=group.length,
-                    whole=self._whole_offer(device, group.slots * task.plan.beams),
+                    whole=self._whole_offer(device),
                 )
             yield from decoder.run(task.queue, sharing=task.devices, many=task.many)
             self._idle[device] = decoder
 
-    def _whole_offer(self, device: int, rows: int) -> Offer | None:
+    def _whole_offer(self, device: int) -> Offer | None:
         """What the device's sentences choose from, where it pays to have the output
-        table twice: on a CPU, which would turn the target embedding at every step (but
-        for a single row)."""
+        table twice: on a CPU, which would turn the target embedding at every step."""
         params, config = self._copies[device], self.model.config
-        if self._platform != "cpu" or rows == 1 or not config.output_is_target_table:
+        if self._platform != "cpu" or not config.output_is_target_table:
             return None
         if self.draft or isinstance(self.model, Ensemble):
             return None
@@ -377,7 +377,8 @@ class Translator:
         more = width - 1 + next_power_of_four(pieces) * (pieces > 0)
         max_length = self._max_target(source_length, search, more)
         return SearchPlan(
-            search=dataclasses.replace(search, seed=0),  # compiled once for all seeds
+            # Compiled once for all seeds.
+            search=dataclasses.replace(search, seed=0) if search.seed else search,
             max_length=max_length,
             start_id=self.start_id,
             eos_id=self.tokenizer.eos_id,
