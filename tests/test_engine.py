@@ -109,7 +109,17 @@ def test_equals_searching_one_sentence_after_the_other(search):
 
 @METHODS
 @pytest.mark.parametrize("scores", [True, False])
-def test_a_single_sentence_takes_no_slot_and_is_searched_the_same(search, scores):
+def test_a_single_sentence_takes_no_slot_and_is_searched_the_same(
+    search, scores, monkeypatch
+):
+    caches = set()
+
+    def search_alone(*parts, cache, **rest):
+        caches.add(cache)
+        return slots.search_alone(*parts, cache=cache, **rest)
+
+    monkeypatch.setattr(engine, "search_alone", search_alone)
+    monkeypatch.setattr(engine, "FIRST_CACHE", 2)
     scores = scores or search is BEAM
     sentences, decoder = make_sentences(), make_decoder(search)
     expected = found_by(decoder, sentences)
@@ -125,6 +135,21 @@ def test_a_single_sentence_takes_no_slot_and_is_searched_the_same(search, scores
         else:
             assert np.isnan(found.result.token_log_probabilities).all()
     assert one.sentences == []
+    assert caches == {16, 32, MAX_LENGTH}
+
+
+def test_sources_are_padded_less_where_many_come(monkeypatch):
+    lengths = []
+
+    def prepare(params, inputs, *parts, **rest):
+        lengths.append(inputs.shape[1])
+        return slots.prepare(params, inputs, *parts, **rest)
+
+    monkeypatch.setattr(engine, "prepare", prepare)
+    decoder = make_decoder(GREEDY)
+    for many in (False, True, False):
+        found_by(decoder, make_sentences([10, 10]), many=many)
+    assert lengths == [16, 12, 16]
 
 
 @METHODS
@@ -218,7 +243,7 @@ def test_results_come_while_others_are_waiting():
 def test_a_decoder_starts_anew_where_a_run_was_left(width):
     decoder, sentences = make_decoder(GREEDY, width=width), make_sentences()
     straight = found_by(decoder, sentences)
-    next(decoder.run(deque(sentences[::-1])))
+    next(side_by_side([decoder.run(deque(sentences[::-1]))]))
     chex.assert_trees_all_equal(found_by(decoder, sentences), straight)
 
 
@@ -240,7 +265,7 @@ def test_a_plan_is_no_longer_and_no_wider_than_it_may_be():
     groups = plan_groups([5] * 30 + [40], positions=256, longest=64)
     assert [(len(group.indices), group.slots) for group in groups] == [(4, 4), (27, 8)]
     # No more slots for the short ones: they follow the long one in its own.
-    four = {"positions": 4096, "most_slots": lambda slots: min(slots, 4)}
+    four = {"positions": 4096, "allowed_slots": lambda slots: min(slots, 4)}
     groups = plan_groups([5] * 30 + [40], longest=64, **four)
     assert [(len(group.indices), group.slots) for group in groups] == [(31, 4)]
 
@@ -336,7 +361,8 @@ def test_laggards_and_the_last_ones_go_on_in_a_siding(name, monkeypatch):
     monkeypatch.setattr(engine, "SIDING_CACHE", 16)
     monkeypatch.setattr(engine, "FEWEST_WITH_SIDING", 4)
     decoder = make_decoder(search, width=16)
-    next(decoder.run(deque(sentences), many=True))  # and left where it is
+    # … and left where it is.
+    next(side_by_side([decoder.run(deque(sentences), many=True)]))
     aside.clear()
     grown.clear()
     found = found_by(decoder, sentences, many=True)

@@ -9,7 +9,9 @@ import pytest
 from transformer_jax.parallel import devices_side_by_side
 
 AT_THE_SAME_TIME = """
+import os
 import threading
+from pathlib import Path
 from transformer_jax.parallel import devices_side_by_side
 
 devices = devices_side_by_side(2)
@@ -33,6 +35,12 @@ def met_double(x):
 def note(event, seconds, **_):
     if event.endswith("backend_compile_duration"):
         compiled.append(seconds)
+
+if hasattr(os, "sched_getaffinity"):  # each thread of the pool has its own core
+    threads = Path("/proc/self/task").iterdir()
+    pool = [each for each in threads if "XLAEigen" in (each / "comm").read_text()]
+    cores = [os.sched_getaffinity(int(each.name)) for each in pool]
+    assert sorted(map(list, cores)) == [[i] for i in sorted(os.sched_getaffinity(0))]
 
 inputs = [jax.device_put(np.ones(3, np.float32), each) for each in devices]
 jax.monitoring.register_event_duration_secs_listener(note)

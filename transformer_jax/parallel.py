@@ -5,6 +5,7 @@ parameters too; `tensor` shares out heads, feed-forward widths and the vocabular
 device is the mesh of 1 × 1 × 1.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -89,15 +90,16 @@ def _bind_pool() -> None:
     seen to leave two of them on one core for 16 ms at a time, and the other idle."""
     if not hasattr(os, "sched_setaffinity"):
         return
-    threads = [
-        int(each.name)
-        for each in Path("/proc/self/task").iterdir()
-        if (each / "comm").read_text().strip() == "tf_XLAEigen"
-    ]
-    cores = sorted(os.sched_getaffinity(0))
-    if len(threads) == len(cores):
-        for thread, core in zip(sorted(threads), cores, strict=True):
-            os.sched_setaffinity(thread, {core})
+    with contextlib.suppress(OSError):  # where it is not allowed, or a thread has ended
+        threads = [
+            int(each.name)
+            for each in Path("/proc/self/task").iterdir()
+            if (each / "comm").read_text().strip() == "tf_XLAEigen"
+        ]
+        cores = sorted(os.sched_getaffinity(0))
+        if len(threads) == len(cores):
+            for thread, core in zip(sorted(threads), cores, strict=True):
+                os.sched_setaffinity(thread, {core})
 
 
 def host_device() -> Any | None:

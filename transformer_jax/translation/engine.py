@@ -1,7 +1,8 @@
 """Continuous batching: new sentences take the places of those that are done.
 
-A device has B slots with one sentence each. P others are encoded, and wait until some
-are done and leave their slots to them. When none waits, or the cache is too short for a
+A device has B slots with one sentence each (but a single sentence is searched without
+any). P others are encoded, and wait until some are done and leave their slots to them.
+When none waits, or the cache is too short for a
 sentence, the device comes back with what it has found. A few that take much longer than
 the others, and the last ones, go on in a siding of B/4 slots.
 """
@@ -48,7 +49,8 @@ from transformer_jax.translation.slots import (
 from transformer_jax.types import Params
 
 MANY = 128
-"""Sentences for each device that are worth a siding, which has programs of its own."""
+"""Sentences for each device that are worth more programs: a siding's, and on a CPU
+those for finer lengths of sources."""
 FEWEST_WITH_SIDING = 16
 """Slots that a device with a siding has at least."""
 FIRST_CACHE = 24
@@ -93,6 +95,8 @@ class Decoder:
         """P"""
         self.is_siding = is_siding
         self.siding: Decoder | None = None
+        (device, *_) = jax.tree.leaves(params)[0].devices()
+        self.on_cpu = device.platform == "cpu"
         self.lengths = SOURCE_LENGTHS
         """Those that sources are padded to."""
         self.sentences: list[Sentence | None] = []
@@ -120,7 +124,7 @@ class Decoder:
             self._clear()  # no run before, or it was not read to its end
         self.siding = None  # before the next one takes its memory
         self.siding = self._new_siding() if many else None
-        self.lengths = FINE_LENGTHS if many else SOURCE_LENGTHS
+        self.lengths = FINE_LENGTHS if many and self.on_cpu else SOURCE_LENGTHS
         yield from self._search(queue, sharing)
 
     def _search(
@@ -313,7 +317,7 @@ class Decoder:
 
     @property
     def cache_length(self) -> int:
-        """T"""
+        """T; there is a cache once there are slots."""
         return self.state.beams.cache.ancestors.shape[1]
 
     def _cache_for(self, tokens: int) -> int:

@@ -18,7 +18,7 @@ its caches from step to step, and products are no faster, so that all take longe
 ROWS_TOGETHER = 30
 """What a CPU's rows come in, where there are as many: with fewer each takes longer,
 with more hardly less. XLA's kernels (YNNPACK) multiply five rows at a time with AVX-512
-and six with AVX2, and two that are left over take as long."""
+and six with AVX2, and two that are left over take as long as a full set."""
 MOST_WAITING = 64
 """Sentences that are encoded together at most."""
 
@@ -33,7 +33,7 @@ class Group(NamedTuple):
     length: int
     """Most source positions of a slot."""
     allowed: int
-    """Slots that the positions allow at this length."""
+    """Slots that it could have at this length."""
 
 
 def plan_groups(
@@ -41,11 +41,11 @@ def plan_groups(
     *,
     positions: int,
     longest: int,
-    most_slots: Callable[[int], int] = int,
+    allowed_slots: Callable[[int], int] = lambda slots: slots,
     wanted_slots: Callable[[int], int] | None = None,
 ) -> Iterator[Group]:
     """Longest sentences first, as many slots as `positions` allow at their length, and
-    `most_slots` of so many.
+    `allowed_slots` of so many.
 
     A group's length is the first of `GROUP_LENGTHS` that holds its longest sentence,
     but at most `longest`. Shorter ones fill its slots, and stay in the group unless
@@ -61,7 +61,7 @@ def plan_groups(
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
 
     def slots_at(length: int) -> int:
-        return most_slots(full_rows(positions, length))
+        return allowed_slots(full_rows(positions, length))
 
     start = 0
     while start < len(order):
@@ -85,8 +85,10 @@ def most_slots(slots: int, *, beams: int, batch_size: int | None, platform: str)
 
     >>> [most_slots(512, beams=5, batch_size=128, platform=x) for x in ("cpu", "gpu")]
     [30, 128]
-    >>> most_slots(128, beams=1, batch_size=None, platform="cpu")
-    120
+    >>> [most_slots(128, beams=n, batch_size=None, platform="cpu") for n in (1, 4)]
+    [120, 30]
+    >>> [most_slots(128, beams=1, batch_size=n, platform="cpu") for n in (8, 40)]
+    [8, 30]
     """
     slots = min(slots, batch_size or slots)
     if platform != "cpu":
@@ -106,13 +108,15 @@ def slots_wanted(sentences: int, *, beams: int, devices: int, platform: str) -> 
     [1, 16, 30, 120]
     >>> [slots_wanted(n, beams=5, devices=2, platform="cpu") for n in (1, 9, 240, 900)]
     [1, 6, 48, 192]
+    >>> [slots_wanted(40, beams=n, devices=2, platform="cpu") for n in (4, 8)]
+    [8, 8]
     >>> slots_wanted(240, beams=5, devices=1, platform="gpu")
     256
     """
     all_of_them = next_power_of_four(sentences)
     if platform != "cpu":
         return all_of_them
-    slots = _slots_together(beams)
+    slots = -(-ROWS_TOGETHER // beams)
     while 4 * devices * slots < sentences:
         slots *= 2
     return min(slots, all_of_them)

@@ -20,7 +20,8 @@ def side_by_side(searches: Sequence[Iterator[list[Found]]]) -> Iterator[Found]:
     def work(search: Iterator[list[Found]]) -> None:
         try:
             for each in search:
-                found.put(each)
+                if each:
+                    found.put(each)
                 if stopped.is_set():
                     return
             found.put(None)

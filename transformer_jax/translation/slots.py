@@ -70,7 +70,7 @@ class Report(NamedTuple):
     lengths: Array
     """[B]: target tokens that each of them has, or guesses ahead of them; else 0."""
     finished: SearchResult
-    """[B + P, …], by ticket."""
+    """[B + P, …], by ticket; None for what of it is not wanted."""
     effort: Effort | None
     """Of a search in blocks; by ticket too."""
 
@@ -232,7 +232,7 @@ def search_alone(
         lambda beams: alive(beams).any() & _has_room(beams, plan),
         params,
         state._replace(beams=beams),
-        offer and offer.choice and offer.choice.allowed,
+        None,
         offer,
         model=model,
         plan=plan,
@@ -318,7 +318,8 @@ def _search_while(
     model: AnyModel,
     plan: SearchPlan,
 ) -> Slots:
-    """Adds tokens to the sentences in the slots while `going_on(beams)` is true."""
+    """Adds tokens to the sentences in the slots while `going_on(beams)` is true; of a
+    choice they may use what is `allowed` [B, U], or what it says itself."""
     beams, memory, ahead = slots
     if ahead is None:
         step_fn = step_of(
@@ -328,7 +329,7 @@ def _search_while(
             output=offer and offer.output,
         )
         choice = offer and offer.choice
-        if choice is not None:
+        if choice is not None and allowed is not None:
             choice = choice._replace(allowed=allowed)
         method = method_of(plan, choice, vocab_size=model.config.target_vocab_size)
         beams = search_while(going_on, step_fn, memory, beams, method)

@@ -256,6 +256,7 @@ class Translator:
                 # What is never wanted is left out of every list.
                 shortlist = shortlist.without(plan.banned)
                 plan = plan._replace(banned=())
+            whole = None if shortlist else self._whole_offer(plan)
             queue = deque(
                 self._sentence(
                     int(index),
@@ -270,7 +271,7 @@ class Translator:
             )
             useful = min(-(-len(queue) // group.slots), len(self._copies))
             many = len(queue) >= MANY * useful
-            tasks.append(Task(queue, plan, group, useful, many))
+            tasks.append(Task(queue, plan, group, useful, many, whole))
         devices = range(max((task.devices for task in tasks), default=0))
         yield from side_by_side([self._work(device, tasks) for device in devices])
 
@@ -287,7 +288,7 @@ class Translator:
             [len(source) for source in sources],
             positions=batch_tokens // search.beams,
             longest=self.max_source_tokens,
-            most_slots=functools.partial(most_slots, batch_size=batch_size, **where),
+            allowed_slots=functools.partial(most_slots, batch_size=batch_size, **where),
             wanted_slots=functools.partial(
                 slots_wanted, devices=len(self._copies), **where
             ),
@@ -329,30 +330,31 @@ class Translator:
             decoder = self._idle.pop(device, None)
             if decoder is None or not task.suits(decoder):
                 decoder = None  # before the next one takes its memory
-                params, group = self._copies[device], task.group
+                params, group, whole = self._copies[device], task.group, task.whole
+                where = jax.tree.leaves(params)[0].sharding
+                if len(where.device_set) == 1:
+                    whole = jax.device_put(whole, where)
                 decoder = Decoder(
                     self.model,
                     params,
                     task.plan,
                     slots=group.slots,
                     length=group.length,
-                    whole=self._whole_offer(device),
+                    whole=whole,
                 )
             yield from decoder.run(task.queue, sharing=task.devices, many=task.many)
             self._idle[device] = decoder
 
-    def _whole_offer(self, device: int) -> Offer | None:
-        """What the device's sentences choose from, where it pays to have the output
-        table twice: on a CPU, which would turn the target embedding at every step."""
-        params, config = self._copies[device], self.model.config
-        if self._platform != "cpu" or not config.output_is_target_table:
+    def _whole_offer(self, plan: SearchPlan) -> Offer | None:
+        """What sentences choose from, where it pays to have the output table twice: on
+        a CPU, which would turn the target embedding at every step."""
+        if self._platform != "cpu" or not self.model.config.output_is_target_table:
             return None
-        if self.draft or isinstance(self.model, Ensemble):
+        if plan.search.block > 1 or isinstance(self.model, Ensemble):
             return None
         if self._whole is None:
-            self._whole = whole_offer(params, model=self.model)
-        (where,) = jax.tree.leaves(params)[0].devices()
-        return jax.device_put(self._whole, where)  # no copy where it lies there
+            self._whole = whole_offer(self._copies[0], model=self.model)
+        return self._whole
 
     def _plan(
         self,
@@ -377,8 +379,7 @@ class Translator:
         more = width - 1 + next_power_of_four(pieces) * (pieces > 0)
         max_length = self._max_target(source_length, search, more)
         return SearchPlan(
-            # Compiled once for all seeds.
-            search=dataclasses.replace(search, seed=0) if search.seed else search,
+            search=dataclasses.replace(search, seed=0),  # compiled once for all seeds
             max_length=max_length,
             start_id=self.start_id,
             eos_id=self.tokenizer.eos_id,
