@@ -36,6 +36,7 @@ from transformer_jax.testing import (
 from transformer_jax.translation import shortlist as shortlists
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan
+from transformer_jax.translation.offers import whole_offer
 from transformer_jax.translation.sentences import Sentence
 from transformer_jax.translation.shortlist import (
     NONE,
@@ -210,6 +211,29 @@ def test_a_list_of_everything_is_no_list(search):
     for one, other in zip(listed, free, strict=True):
         chex.assert_trees_all_equal(one.tokens, other.tokens)
         chex.assert_trees_all_close(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("search", [GREEDY, BEAM], ids=["greedy", "beam"])
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_table_that_is_turned_beforehand_changes_nothing(search, slots):
+    plain, turned = (make_decoder(search, slots) for _ in range(2))
+    turned.whole = whole_offer(turned.params, model=turned.model)
+    columns = turned.whole.output.columns
+    chex.assert_trees_all_equal(
+        columns.T, turned.params["shared_embedding"]["embedding"]
+    )
+    sentences = make_sentences([None] * 6)
+    for part in [sentences] if slots > 1 else [[each] for each in sentences]:
+        for one, other in zip(
+            found_by(turned, part), found_by(plain, part), strict=True
+        ):
+            chex.assert_trees_all_equal(one.tokens, other.tokens)
+            chex.assert_trees_all_close(one, other, atol=1e-5)
+    # It is what is read: another table, other targets.
+    output = turned.whole.output._replace(columns=-columns)
+    turned.whole = turned.whole._replace(output=output)
+    changed, before = found_by(turned, sentences[:1]), found_by(plain, sentences[:1])
+    assert changed[0].tokens.tolist() != before[0].tokens.tolist()
 
 
 def test_each_sentence_keeps_to_its_own_list_whoever_its_neighbours_are(monkeypatch):
