@@ -52,8 +52,9 @@ def devices_side_by_side(wanted: int | None = None) -> list[Any]:
 
     A CPU is one device, and here as many times as it has cores, up to eight: two
     searches at once are faster than one that has all threads, and what is compiled
-    for one serves them all. That is settled when jax is first used in a process; after
-    that, there are as many as there are devices.
+    for one serves them all. That is settled when jax is first used in a process, whose
+    pool of threads is then bound to the cores; after that, there are as many as there
+    are devices.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     searches = wanted or min(cores, MOST_CPU_SEARCHES)

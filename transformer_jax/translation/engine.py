@@ -111,11 +111,12 @@ class Decoder:
         self, queue: deque[Sentence], *, sharing: int = 1, many: bool = False
     ) -> Iterator[list[Found]]:
         """Takes sentences from the queue, which `sharing` decoders share, until none is
-        left; hands out those that are done, several at a time. There is a siding where
-        there are `many`.
+        left; hands out those that are done, several at a time. Where there are `many`,
+        there is a siding, and a CPU pads sources less.
 
         While some are handed out, the device goes on with the others.
         """
+        self.lengths = FINE_LENGTHS if many and self.on_cpu else SOURCE_LENGTHS
         if self.slots == 1 == len(queue):
             yield self._search_alone(queue)
             return
@@ -124,7 +125,6 @@ class Decoder:
             self._clear()  # no run before, or it was not read to its end
         self.siding = None  # before the next one takes its memory
         self.siding = self._new_siding() if many else None
-        self.lengths = FINE_LENGTHS if many and self.on_cpu else SOURCE_LENGTHS
         yield from self._search(queue, sharing)
 
     def _search(
