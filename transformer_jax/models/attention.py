@@ -34,8 +34,8 @@ class KeyValue(NamedTuple):
 
 
 def with_turned_keys(kv: KeyValue) -> KeyValue:
-    """Keys [B, N, S, H] as [B, N, H, S], or back: so decoding, whose queries are few,
-    multiplies with them in little more than half the time on a CPU."""
+    """Keys [B, N, S, H] as [B, N, H, S]: so decoding, whose queries are few, multiplies
+    with them in little more than half the time on a CPU."""
     return KeyValue(kv.key.swapaxes(2, 3), kv.value)
 
 
@@ -46,14 +46,16 @@ def dot_product_attention(
     mask: Array,
     *,
     drop: Callable[[Array], Array] | None = None,
+    keys_turned: bool = False,
 ) -> tuple[Array, Array]:
     """softmax(q kᵀ / √H) v.  q [B,T,N,H]; k, v [B,N,S,H]; mask [B,1,T,S] → [B,T,N,H],
     and the weights [B,N,T,S] in float32.
 
     A query that may attend to nothing gives zeros. `drop` is applied to the weights.
+    `keys_turned`: k is [B,N,H,S].
     """
     # Heads first in every product: one that also turns its result is ten times slower.
-    products: Any = _products
+    products: Any = _products_turned if keys_turned else _products
     softmax: Any = _masked_softmax
     mixtures: Any = _mixtures
     logits = products(q.transpose(0, 2, 1, 3), k) / math.sqrt(q.shape[-1])
@@ -66,6 +68,12 @@ def dot_product_attention(
 def _products(q: Array, k: Array) -> Array:
     """q kᵀ in float32: [B, N, T, H], [B, N, S, H] → [B, N, T, S]."""
     return jnp.einsum("BNTH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32)
+
+
+def _products_turned(q: Array, k: Array) -> Array:
+    """q k in float32: [B, N, T, H], [B, N, H, S] → [B, N, T, S]. Were the keys turned
+    back before, XLA would do that in memory for a single sentence."""
+    return jnp.einsum("BNTH,BNHS->BNTS", q, k, preferred_element_type=jnp.float32)
 
 
 def _products_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -243,30 +251,39 @@ class MultiHeadAttention(nn.Module):
         return self.attend(q, kv, segments.mask(), deterministic)[0]
 
     def attend(
-        self, q: Array, kv: KeyValue, mask: Array, deterministic: bool
+        self,
+        q: Array,
+        kv: KeyValue,
+        mask: Array,
+        deterministic: bool,
+        keys_turned: bool = False,
     ) -> tuple[Array, Array]:
-        """Queries [B,T,N,H], kv [B,N,S,H], mask [B,1,T,S] → [B,T,D], the weights
-        [B,N,T,S]."""
+        """Queries [B,T,N,H], kv [B,N,S,H] (or keys turned, [B,N,H,S]), mask [B,1,T,S] →
+        [B,T,D], the weights [B,N,T,S]."""
 
         def drop(weights: Array) -> Array:
             return self.attention_dropout(weights, deterministic=deterministic)
 
-        attended, weights = dot_product_attention(q, *kv, mask, drop=drop)
+        attended, weights = dot_product_attention(
+            q, *kv, mask, drop=drop, keys_turned=keys_turned
+        )
         self.sow("intermediates", "attention", weights)
         return self.out(attended), weights
 
-    def of_rows(self, q: Array, kv: KeyValue, mask: Array) -> tuple[Array, Array]:
-        """Queries of rows [R,L,N,H] over what their sentences share: kv [B,N,S,H], mask
-        [B,1,1 or R/B·L,S].
+    def of_rows(
+        self, q: Array, kv: KeyValue, mask: Array, *, keys_turned: bool
+    ) -> tuple[Array, Array]:
+        """Queries of rows [R,L,N,H] over what their sentences share: kv [B,N,S,H] (or
+        keys turned, [B,N,H,S]), mask [B,1,1 or R/B·L,S].
 
         The R/B rows of a sentence are laid side by side as queries of one attention, so
         that its keys and values are read once and never copied: → [R,L,D], [R,N,L,S].
         """
         rows, block = q.shape[:2]
-        sentences = kv.key.shape[0]
+        sentences = kv.value.shape[0]
         beams = rows // sentences
         q = q.reshape(sentences, beams * block, *q.shape[2:])
-        out, weights = self.attend(q, kv, mask, deterministic=True)
+        out, weights = self.attend(q, kv, mask, True, keys_turned)
         heads, length = weights.shape[1], weights.shape[-1]
         weights = weights.reshape(sentences, heads, beams, block, length)
         weights = weights.transpose(0, 2, 1, 3, 4).reshape(rows, heads, block, length)

@@ -85,11 +85,6 @@ def write_cache(layer: KeyValue, new: KeyValue, places: Array) -> KeyValue:
     return KeyValue(keys, layer.value.at[sentences, heads, places].set(value))
 
 
-def read_cache(layer: KeyValue, beams: int) -> KeyValue:
-    """Keys and values [B, N, T·K, H] of a layer."""
-    return layer if beams == 1 else with_turned_keys(layer)
-
-
 def chosen_cache(cache: DecoderCache, sentences: Array) -> DecoderCache:
     """The cache of the `sentences` [B'] alone."""
     length = cache.ancestors.shape[1]

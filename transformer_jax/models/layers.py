@@ -13,7 +13,7 @@ from transformer_jax.models.attention import (
     MultiHeadAttention,
     with_turned_keys,
 )
-from transformer_jax.models.cache import DecoderCache, read_cache, write_cache
+from transformer_jax.models.cache import DecoderCache, write_cache
 from transformer_jax.models.dense import Dense
 from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.masks import Segments, cache_mask
@@ -157,15 +157,17 @@ class DecoderLayer(Layer):
             nonlocal written
             q, new = self.self_attention.queries_keys_values(y)
             written = write_cache(cache, new, places)
-            beams = x.shape[0] // cache.value.shape[0]
-            past = read_cache(written, beams)
-            return self.self_attention.of_rows(q, past, self_mask)[0]
+            turned = x.shape[0] > cache.value.shape[0]  # rows of a sentence: several
+            return self.self_attention.of_rows(
+                q, written, self_mask, keys_turned=turned
+            )[0]
 
         def attend_source(y: Array) -> Array:
             nonlocal weights
             q = self.cross_attention.query(y)
-            kv = with_turned_keys(memory)
-            out, weights = self.cross_attention.of_rows(q, kv, memory_mask)
+            out, weights = self.cross_attention.of_rows(
+                q, memory, memory_mask, keys_turned=True
+            )
             return out
 
         x = self._sublayers(x, attend_self, attend_source, True)
