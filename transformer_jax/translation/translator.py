@@ -379,7 +379,8 @@ class Translator:
         more = width - 1 + next_power_of_four(pieces) * (pieces > 0)
         max_length = self._max_target(source_length, search, more)
         return SearchPlan(
-            search=dataclasses.replace(search, seed=0),  # compiled once for all seeds
+            # Compiled once for all seeds.
+            search=dataclasses.replace(search, seed=0) if search.seed else search,
             max_length=max_length,
             start_id=self.start_id,
             eos_id=self.tokenizer.eos_id,
