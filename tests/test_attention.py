@@ -52,6 +52,17 @@ def test_attention_equals_that_of_jax():
     )
 
 
+def test_turned_keys_give_the_same():
+    q, k, v = random_qkv()
+    mask = jnp.asarray(np.random.default_rng(1).random((2, 1, 3, 4)) < 0.7)
+    turned = k.swapaxes(2, 3)
+    chex.assert_trees_all_close(
+        dot_product_attention(q, turned, v, mask, keys_turned=True),
+        dot_product_attention(q, k, v, mask),
+        atol=1e-6,
+    )
+
+
 def test_a_query_that_may_attend_to_nothing_gives_zeros_and_finite_gradients():
     q, k, v = random_qkv()
     mask = jnp.zeros((2, 1, 3, 4), bool).at[0].set(True)

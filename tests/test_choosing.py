@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.search.choosing import CHUNK, best_tokens
+from transformer_jax.search.choosing import CHUNK, best_tokens, log_totals
 
 
 def by_sorting(logits, offsets, count):
@@ -35,6 +35,19 @@ def test_equals_sorting(beams, vocab_size, count, distinct):
         possible = np.isfinite(np.asarray(found[0]))
         np.testing.assert_array_equal(np.asarray(ours)[possible], theirs[possible])
     np.testing.assert_array_equal(found[0], by_sorting(logits, offsets, count)[0])
+
+
+@pytest.mark.parametrize("vocab_size", [1, 7, CHUNK, CHUNK + 1, 900, 40 * CHUNK])
+def test_totals_are_those_of_summing_all(vocab_size):
+    logits = np.random.default_rng(vocab_size).normal(size=(3, 2, vocab_size)) * 20
+    logits[0, 0, 1:] = -np.inf
+    logits[1, 1] = -np.inf
+    logits[2] += 1000  # exp of this alone would overflow
+    highest = np.maximum(logits.max(axis=-1, keepdims=True), -1e9)
+    with np.errstate(divide="ignore"):
+        sums = np.log(np.exp(logits - highest).sum(axis=-1)) + highest[..., 0]
+    found = jax.jit(log_totals)(jnp.asarray(logits, jnp.float32))
+    np.testing.assert_allclose(found, sums, rtol=1e-6, atol=1e-5)
 
 
 def test_nothing_is_sorted():

@@ -15,16 +15,19 @@ from transformer_jax.testing import tiny_model_config
 
 @pytest.mark.parametrize("norm_bias", [True, False])
 @pytest.mark.parametrize(
+    "shape", [(2, 5, 16), (1, 1, 16), (1, 1, 100), (1, 1, 96)], ids=str
+)
+@pytest.mark.parametrize(
     ("dtype", "param_dtype"),
     [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")],
 )
-def test_layer_norm_is_that_of_flax(norm_bias, dtype, param_dtype):
-    draw = np.random.default_rng(0)
-    x = jnp.asarray(3 + 2 * draw.normal(size=(2, 5, 16)), dtype)
+def test_layer_norm_is_that_of_flax(norm_bias, shape, dtype, param_dtype):
+    draw, width = np.random.default_rng(0), shape[-1]
+    x = jnp.asarray(3 + 2 * draw.normal(size=shape), dtype)
     wanted = jnp.asarray(draw.normal(size=x.shape), jnp.float32)
-    params = {"scale": jnp.asarray(1 + 0.1 * draw.normal(size=16), param_dtype)}
+    params = {"scale": jnp.asarray(1 + 0.1 * draw.normal(size=width), param_dtype)}
     if norm_bias:
-        params["bias"] = jnp.asarray(draw.normal(size=16), param_dtype)
+        params["bias"] = jnp.asarray(draw.normal(size=width), param_dtype)
     types = {"dtype": dtype, "param_dtype": param_dtype}
     config = tiny_model_config(norm_bias=norm_bias, norm_eps=0.1, **types)
     theirs = nn.LayerNorm(

@@ -18,7 +18,7 @@ from transformer_jax.search.beams import (
     make_job,
     search_to_end,
 )
-from transformer_jax.search.choosing import best_tokens
+from transformer_jax.search.choosing import best_tokens, log_totals
 from transformer_jax.search.constraints import Constraint
 from transformer_jax.search.coverage import coverage_score, first_coverage
 from transformer_jax.search.diversity import diverse_tokens
@@ -188,7 +188,7 @@ def best_continuations(
         allowed = constrain(allowed, beams)
     if beams.progress is not None:
         allowed = without_early_end(allowed, beams.progress, eos_id)
-    total = jax.nn.logsumexp(logits, axis=-1)  # [B, K]
+    total = log_totals(logits)
     choose = best_tokens
     if diversity_rate:
         choose = functools.partial(diverse_tokens, rate=diversity_rate)
@@ -215,6 +215,8 @@ def best_continuations(
         room = beams.job.max_lengths - beams.lengths - 2  # this token, and the end
         preferences = shared_out(ways, beams.progress, room)
     found = Continuations(parents, tokens, chosen, sums, preferences)
+    if beams.progress is None:
+        return found  # those that were chosen come best first
     _, order = jax.lax.top_k(preferences, sums.shape[1])
     return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=-1), found)
 

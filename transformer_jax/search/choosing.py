@@ -30,10 +30,7 @@ def best_tokens(
         best, index = _best(sums, count)
         return best, index // vocab_size, index % vocab_size
 
-    whole = (chunks - 1) * CHUNK
-    maxima = _chunk_maxima(logits[..., :whole])
-    last = logits[..., whole:].max(axis=-1, keepdims=True)
-    maxima = offsets[..., None] + jnp.concatenate([maxima, last], axis=-1)
+    maxima = offsets[..., None] + _chunk_maxima(logits)
     _, index = _best(maxima.reshape(sentences, -1), count)
     chosen = jnp.sort(index, axis=-1)  # [B, C], so that equals keep their order
     beam, start = chosen // chunks, chosen % chunks * CHUNK
@@ -50,13 +47,27 @@ def best_tokens(
     return best, jnp.take_along_axis(beam, index // CHUNK, axis=-1), tokens
 
 
+def log_totals(logits: Array) -> Array:
+    """log Σ exp of logits [B, K, V] over the vocabulary, [B, K]. Where `best_tokens`
+    has the same logits, their highest costs nothing more.
+
+    >>> jnp.exp(log_totals(jnp.log(jnp.array([[[1.0, 2.0, 5.0]]])))).round(3).tolist()
+    [[8.0]]
+    """
+    best = _chunk_maxima(logits).max(axis=-1)
+    best = jnp.where(best > -jnp.inf, best, 0)  # where all are -inf, so is the sum
+    return best + jnp.log(jnp.exp(logits - best[..., None]).sum(axis=-1))
+
+
 def _chunk_maxima(logits: Array) -> Array:
-    """[B, K, chunks · CHUNK] → [B, K, chunks]. Halving keeps whole vectors at work."""
-    x = logits.reshape(*logits.shape[:-1], -1, CHUNK)
+    """[B, K, V] → [B, K, chunks]. Halving keeps whole vectors at work."""
+    whole = (logits.shape[-1] - 1) // CHUNK * CHUNK
+    x = logits[..., :whole].reshape(*logits.shape[:-1], whole // CHUNK, CHUNK)
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
         x = jnp.maximum(x[..., :half], x[..., half:])
-    return x[..., 0]
+    last = logits[..., whole:].max(axis=-1, keepdims=True)
+    return jnp.concatenate([x[..., 0], last], axis=-1)
 
 
 def _best(values: Array, count: int) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from transformer_jax.search.beams import (
     make_job,
     search_to_end,
 )
-from transformer_jax.search.choosing import best_tokens
+from transformer_jax.search.choosing import best_tokens, log_totals
 from transformer_jax.search.constraints import Constraint
 from transformer_jax.search.coverage import coverage_score, first_coverage
 from transformer_jax.search.result import (
@@ -97,7 +97,7 @@ def advance_greedily(
     chosen = jnp.zeros(tokens.shape)
     if scores:
         chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-        chosen = chosen - jax.nn.logsumexp(logits, axis=-1)
+        chosen = chosen - log_totals(logits)
     total = jnp.where(possible, beams.log_probabilities + chosen, -jnp.inf)
     penalised = total / jnp.asarray(penalties)[lengths][:, None]
     if beams.coverage is not None:

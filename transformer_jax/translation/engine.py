@@ -161,15 +161,16 @@ class Decoder:
         if ready is None:
             return []
         state, offer = ready.slots, self._offer(ready.sentences)
-        result, effort, done, room = None, None, False, 0
-        while not done:
+        room = 0
+        while True:
             room = self._cache_for(2 * room)
             state, *found = search_alone(
                 self.params, state, offer, model=self.model, plan=self.plan, cache=room
             )
             # Faster than device_get, and than asking whether an array is true.
             (result, effort), done = jax.tree.map(np.asarray, found)
-        return self._found([(0, ready.sentences[0].index)], result, effort)
+            if done:
+                return self._found([(0, ready.sentences[0].index)], result, effort)
 
     def _clear(self) -> None:
         """No sentence is in the slots, and none waits."""
