@@ -2,9 +2,9 @@
 
 A device has B slots with one sentence each (but a single sentence is searched without
 any). P others are encoded, and wait until some are done and leave their slots to them.
-When none waits, or the cache is too short for a
-sentence, the device comes back with what it has found. A few that take much longer than
-the others, and the last ones, go on in a siding of B/4 slots.
+When none waits, or the cache is too short for a sentence, the device comes back with
+what it has found. A few that take much longer than the others, and the last ones, go on
+in a siding of B/4 slots.
 """
 
 from collections import deque
@@ -167,8 +167,7 @@ class Decoder:
             state, *found = search_alone(
                 self.params, state, offer, model=self.model, plan=self.plan, cache=room
             )
-            # Faster than device_get, and than asking whether an array is true.
-            (result, effort), done = jax.tree.map(np.asarray, found)
+            (result, effort), done = jax.tree.map(np.asarray, found)  # the fastest way
             if done:
                 return self._found([(0, ready.sentences[0].index)], result, effort)
 
