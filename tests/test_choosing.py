@@ -42,6 +42,8 @@ def test_totals_are_those_of_summing_all(vocab_size):
     logits = np.random.default_rng(vocab_size).normal(size=(3, 2, vocab_size)) * 20
     logits[0, 0, 1:] = -np.inf
     logits[1, 1] = -np.inf
+    infinite = jnp.full((1, 1, vocab_size), jnp.inf)
+    assert log_totals(infinite).item() == np.inf
     logits[2] += 1000  # exp of this alone would overflow
     highest = np.maximum(logits.max(axis=-1, keepdims=True), -1e9)
     with np.errstate(divide="ignore"):

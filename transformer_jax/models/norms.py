@@ -35,7 +35,7 @@ def _statistics(x: Array, eps: float) -> tuple[Array, Array]:
 
 def _mean(x: Array) -> Array:
     """Of each row, [..., 1]. A single one, as decoding has it, is folded first: the sum
-    of the 16 numbers left is no program of its own, as that of more is on a CPU."""
+    of the few numbers left is no program of its own, as that of more is on a CPU."""
     width = x.shape[-1]
     if x.size == width:
         while x.shape[-1] > 16 and x.shape[-1] % 2 == 0:

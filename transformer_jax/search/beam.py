@@ -216,7 +216,7 @@ def best_continuations(
         preferences = shared_out(ways, beams.progress, room)
     found = Continuations(parents, tokens, chosen, sums, preferences)
     if beams.progress is None:
-        return found  # those that were chosen come best first
+        return found  # best first; or where a token must come, beam by beam
     _, order = jax.lax.top_k(preferences, sums.shape[1])
     return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=-1), found)
 

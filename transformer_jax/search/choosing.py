@@ -55,7 +55,7 @@ def log_totals(logits: Array) -> Array:
     [[8.0]]
     """
     best = _chunk_maxima(logits).max(axis=-1)
-    best = jnp.where(best > -jnp.inf, best, 0)  # where all are -inf, so is the sum
+    best = jnp.where(jnp.isfinite(best), best, 0)
     return best + jnp.log(jnp.exp(logits - best[..., None]).sum(axis=-1))
 
 

@@ -379,7 +379,7 @@ class Translator:
         more = width - 1 + next_power_of_four(pieces) * (pieces > 0)
         max_length = self._max_target(source_length, search, more)
         return SearchPlan(
-            # Compiled once for all seeds.
+            # Compiled once for all seeds; replacing checks all settings anew.
             search=dataclasses.replace(search, seed=0) if search.seed else search,
             max_length=max_length,
             start_id=self.start_id,
