@@ -167,7 +167,7 @@ class Decoder:
             state, *found = search_alone(
                 self.params, state, offer, model=self.model, plan=self.plan, cache=room
             )
-            (result, effort), done = jax.tree.map(np.asarray, found)  # device_get: slower
+            (result, effort), done = jax.tree.map(np.asarray, found)  # not device_get
             if done:
                 return self._found([(0, ready.sentences[0].index)], result, effort)
 
