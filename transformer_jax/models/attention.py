@@ -27,7 +27,8 @@ CHUNKED_LENGTH = 512
 
 class KeyValue(NamedTuple):
     """Projected keys and values of one attention layer, each [B, N, S, H]: a head's lie
-    side by side, so that decoding, which reads them at every step, never moves them."""
+    side by side, so that decoding, which reads them at every step, never moves them. It
+    keeps most keys turned: see `with_turned_keys`."""
 
     key: Array
     value: Array
@@ -70,12 +71,6 @@ def _products(q: Array, k: Array) -> Array:
     return jnp.einsum("BNTH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32)
 
 
-def _products_turned(q: Array, k: Array) -> Array:
-    """q k in float32: [B, N, T, H], [B, N, H, S] → [B, N, T, S]. Were the keys turned
-    back before, XLA would do that in memory for a single sentence."""
-    return jnp.einsum("BNTH,BNHS->BNTS", q, k, preferred_element_type=jnp.float32)
-
-
 def _products_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
     return _products(q, k), (q, k)  # pyright: ignore[reportReturnType]
 
@@ -90,6 +85,12 @@ def _products_backward(kept: tuple[Array, Array], d: Array) -> tuple[Array, Arra
 
 
 _products.defvjp(_products_forward, _products_backward)
+
+
+def _products_turned(q: Array, k: Array) -> Array:
+    """q k in float32: [B, N, T, H], [B, N, H, S] → [B, N, T, S]. Were the keys turned
+    back before, XLA would do that in memory for a single sentence."""
+    return jnp.einsum("BNTH,BNHS->BNTS", q, k, preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
@@ -256,6 +257,7 @@ class MultiHeadAttention(nn.Module):
         kv: KeyValue,
         mask: Array,
         deterministic: bool,
+        *,
         keys_turned: bool = False,
     ) -> tuple[Array, Array]:
         """Queries [B,T,N,H], kv [B,N,S,H] (or keys turned, [B,N,H,S]), mask [B,1,T,S] →
@@ -283,7 +285,9 @@ class MultiHeadAttention(nn.Module):
         sentences = kv.value.shape[0]
         beams = rows // sentences
         q = q.reshape(sentences, beams * block, *q.shape[2:])
-        out, weights = self.attend(q, kv, mask, True, keys_turned)
+        out, weights = self.attend(
+            q, kv, mask, deterministic=True, keys_turned=keys_turned
+        )
         heads, length = weights.shape[1], weights.shape[-1]
         weights = weights.reshape(sentences, heads, beams, block, length)
         weights = weights.transpose(0, 2, 1, 3, 4).reshape(rows, heads, block, length)

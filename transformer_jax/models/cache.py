@@ -69,6 +69,11 @@ def init_cache(
     )
 
 
+def has_turned_keys(layer: KeyValue, rows: int) -> bool:
+    """Whether its keys are turned: where the R `rows` are several of each sentence."""
+    return rows > layer.value.shape[0]
+
+
 def write_cache(layer: KeyValue, new: KeyValue, places: Array) -> KeyValue:
     """Puts new keys and values [R, N, L, H] at places [R, L] of their sentence."""
     rows = places.shape[0]
@@ -78,10 +83,10 @@ def write_cache(layer: KeyValue, new: KeyValue, places: Array) -> KeyValue:
     heads, places = jnp.arange(new.key.shape[1])[None, :, None], places[:, None, :]
     key = new.key.astype(layer.key.dtype)
     value = new.value.astype(layer.value.dtype)
-    if beams == 1:
-        keys = layer.key.at[sentences, heads, places].set(key)
-    else:
+    if has_turned_keys(layer, rows):
         keys = layer.key.at[sentences, heads, :, places].set(key)
+    else:
+        keys = layer.key.at[sentences, heads, places].set(key)
     return KeyValue(keys, layer.value.at[sentences, heads, places].set(value))
 
 

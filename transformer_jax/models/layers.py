@@ -13,7 +13,7 @@ from transformer_jax.models.attention import (
     MultiHeadAttention,
     with_turned_keys,
 )
-from transformer_jax.models.cache import DecoderCache, write_cache
+from transformer_jax.models.cache import DecoderCache, has_turned_keys, write_cache
 from transformer_jax.models.dense import Dense
 from transformer_jax.models.dropout import Dropout
 from transformer_jax.models.masks import Segments, cache_mask
@@ -157,7 +157,7 @@ class DecoderLayer(Layer):
             nonlocal written
             q, new = self.self_attention.queries_keys_values(y)
             written = write_cache(cache, new, places)
-            turned = x.shape[0] > cache.value.shape[0]  # rows of a sentence: several
+            turned = has_turned_keys(cache, x.shape[0])
             return self.self_attention.of_rows(
                 q, written, self_mask, keys_turned=turned
             )[0]

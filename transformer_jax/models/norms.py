@@ -19,7 +19,8 @@ def normalised(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     The backward pass needs x and two numbers a row. With x̂ the quotient, d = g · scale:
     dx = (d - mean(d) - x̂ · mean(d x̂)) / √(variance + ε).
     """
-    if x.size == x.shape[-1]:  # of a vector, XLA makes no copy for the next product
+    if x.size == x.shape[-1]:
+        # One row, as decoding has it: of a vector, XLA copies nothing for a product.
         row = x.reshape(-1)
         return _scaled(row, *_statistics(row, eps), scale, bias).reshape(x.shape)
     return _scaled(x, *_statistics(x, eps), scale, bias)
@@ -34,10 +35,10 @@ def _statistics(x: Array, eps: float) -> tuple[Array, Array]:
 
 
 def _mean(x: Array) -> Array:
-    """Of each row, [..., 1]. A single one, as decoding has it, is folded first: the sum
-    of the few numbers left is no program of its own, as that of more is on a CPU."""
+    """Of each row, [..., 1]. A vector is folded first: the sum of the few numbers left
+    is no program of its own, as that of more is on a CPU."""
     width = x.shape[-1]
-    if x.size == width:
+    if x.ndim == 1:
         while x.shape[-1] > 16 and x.shape[-1] % 2 == 0:
             x = x[..., : x.shape[-1] // 2] + x[..., x.shape[-1] // 2 :]
     return x.sum(axis=-1, keepdims=True) / width

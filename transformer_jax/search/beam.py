@@ -40,7 +40,8 @@ from transformer_jax.types import Array, Cache, Memory, StepFn
 
 
 class Continuations(NamedTuple):
-    """The C best ways to go on from the live beams, best first; all [B, C]."""
+    """The C best ways to go on from the live beams, all [B, C]: best first, or beam
+    after beam where a token must come."""
 
     parents: Array
     tokens: Array
@@ -209,14 +210,14 @@ def best_continuations(
     chosen = logits[sentence, parents, tokens] - total[sentence, parents]
     sums = beams.log_probabilities[sentence, parents] + chosen
     sums = jnp.where(possible, sums, -jnp.inf)
-    preferences = jnp.where(compelled, sums, charged) if diversity_rate else sums
+    preferences = jnp.where(compelled, sums, charged)
     if beams.progress is not None:
         ways = Ways(jnp.where(possible, preferences, -jnp.inf), parents, tokens)
         room = beams.job.max_lengths - beams.lengths - 2  # this token, and the end
         preferences = shared_out(ways, beams.progress, room)
     found = Continuations(parents, tokens, chosen, sums, preferences)
     if beams.progress is None:
-        return found  # best first; or where a token must come, beam by beam
+        return found
     _, order = jax.lax.top_k(preferences, sums.shape[1])
     return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=-1), found)
 

@@ -1,4 +1,4 @@
-"""The best few of a large vocabulary, without sorting it."""
+"""The best few of a large vocabulary, without sorting it, and the sum of all."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def best_tokens(
 
 def log_totals(logits: Array) -> Array:
     """log Σ exp of logits [B, K, V] over the vocabulary, [B, K]. Where `best_tokens`
-    has the same logits, their highest costs nothing more.
+    cuts the same logits into chunks, their maxima are found once for both.
 
     >>> jnp.exp(log_totals(jnp.log(jnp.array([[[1.0, 2.0, 5.0]]])))).round(3).tolist()
     [[8.0]]
@@ -60,7 +60,8 @@ def log_totals(logits: Array) -> Array:
 
 
 def _chunk_maxima(logits: Array) -> Array:
-    """[B, K, V] → [B, K, chunks]. Halving keeps whole vectors at work."""
+    """[B, K, V] → [B, K, chunks], the last chunk of up to CHUNK tokens. Halving
+    keeps whole vectors at work."""
     whole = (logits.shape[-1] - 1) // CHUNK * CHUNK
     x = logits[..., :whole].reshape(*logits.shape[:-1], whole // CHUNK, CHUNK)
     while x.shape[-1] > 1:
