@@ -31,7 +31,8 @@ import tyro
 from transformer_jax.config import ModelConfig, OptimizerConfig, sized_model
 from transformer_jax.data.batching import Batch
 from transformer_jax.models.functions import init_params
-from transformer_jax.models.transformer import Transformer, project
+from transformer_jax.models.output import project
+from transformer_jax.models.transformer import Transformer
 from transformer_jax.trainer.engine import batch_like
 from transformer_jax.trainer.reporting import environment
 from transformer_jax.training.losses import smoothed_cross_entropy

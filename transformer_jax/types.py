@@ -28,11 +28,27 @@ Memory = Any
 """What the decoder needs of the source: a pytree whose every leaf leads with B."""
 
 
+class RoughLogits(NamedTuple):
+    """Logits that cost less, and how to learn the exact ones that matter. Greedy search
+    without scores takes them, and finds what it finds of exact ones."""
+
+    values: Array
+    """[R, L, V]"""
+    error: Array
+    """[R, L]: none of the values is farther from the exact one than this."""
+    exactly: Callable[[Array | None], Array]
+    """Tokens [R, L, C] → their exact logits [R, L, C]; None → those of all."""
+
+
+Logits = Any
+"""[R, L, V] in float32, an `Array`; or `RoughLogits`."""
+
+
 class StepOutput(NamedTuple):
     """What one decoding step gives for a block of L tokens per row."""
 
-    logits: Array
-    """[R, L, V] in float32: for the token that follows each of the L tokens."""
+    logits: Logits
+    """Of the token that follows each of the L tokens."""
     attention: Array | None = None
     """[R, L, S] cross-attention, averaged over heads; None unless asked for."""
 

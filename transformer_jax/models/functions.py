@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from transformer_jax.models.layers import Memory
-from transformer_jax.models.transformer import Output
+from transformer_jax.models.output import Output, RoughOutput
 from transformer_jax.types import Array, Cache, Params, PRNGKey, StepFn, StepOutput
 
 
@@ -53,10 +53,10 @@ def make_step_fn(
     params: Params,
     *,
     return_attention: bool = False,
-    output: Output | None = None,
+    output: Output | RoughOutput | None = None,
 ) -> StepFn:
     """The model's decoding step with its parameters bound, as search wants it; with
-    `output`, logits are of its tokens."""
+    `output`, logits are of its tokens, or rough ones, of all."""
 
     def step_fn(
         tokens: Array, positions: Array, cache: Cache, memory: Memory

@@ -4,8 +4,6 @@
 `encode`, `make_memory` and `decode_step` (a few tokens a row, with a cache).
 """
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -14,37 +12,15 @@ from transformer_jax.models.cache import DecoderCache
 from transformer_jax.models.embeddings import Embedding
 from transformer_jax.models.layers import Decoder, Encoder, Memory
 from transformer_jax.models.masks import Segments
+from transformer_jax.models.output import (
+    Output,
+    OutputProjection,
+    RoughOutput,
+    project,
+    project_roughly,
+    rough_output,
+)
 from transformer_jax.types import Array, StepOutput
-
-
-class Output(NamedTuple):
-    """What logits of U tokens are made of."""
-
-    columns: Array
-    """[D, U]: of the output table, turned. A product with few rows is faster so on a
-    CPU, which otherwise turns the table for each."""
-    bias: Array | None
-    """[U]"""
-
-
-class OutputProjection(nn.Module):
-    """The matrix, where it is not the target embedding, and the bias of the logits."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, target_table: Array) -> tuple[Array, Array | None]:
-        """→ table [V, D] and bias [V]."""
-        config = self.config
-        dtype = jnp.dtype(config.param_dtype)
-        vocab_size, table, bias = config.target_vocab_size, target_table, None
-        if not config.output_is_target_table:
-            init = nn.initializers.xavier_uniform()
-            shape = (config.d_model, vocab_size)
-            table = self.param("kernel", init, shape, dtype).T
-        if config.output_bias:
-            bias = self.param("bias", nn.initializers.zeros, (vocab_size,), dtype)
-        return table, bias
 
 
 class Transformer(nn.Module):
@@ -181,6 +157,10 @@ class Transformer(nn.Module):
             bias = None if bias is None else bias.at[tokens].get(mode="clip")
         return Output(table.T, bias)
 
+    def rough_output(self) -> RoughOutput:
+        """What logits of all tokens are made of that are not exact."""
+        return rough_output(*self.output(self._target_table()))
+
     def decode_step(
         self,
         tokens: Array,
@@ -189,11 +169,11 @@ class Transformer(nn.Module):
         memory: Memory,
         *,
         return_attention: bool = False,
-        output: Output | None = None,
+        output: Output | RoughOutput | None = None,
     ) -> tuple[StepOutput, DecoderCache]:
         """L tokens a row [R, L], the first at `positions` [R]: see `types.StepFn`.
 
-        With `output`, logits are of its tokens.
+        With `output`, logits are of its tokens; or rough ones, of all.
         """
         places = positions[:, None] + jnp.arange(tokens.shape[1])[None, :]
         table = self._target_table()
@@ -207,17 +187,8 @@ class Transformer(nn.Module):
         hidden, cache, attention = self.decoder.step(x, places, cache, memory)
         if output is None:
             logits = project(hidden, *self.output(table))
+        elif isinstance(output, RoughOutput):
+            logits = project_roughly(hidden, output, *self.output(table))
         else:
             logits = project(hidden, output.columns.T, output.bias)
         return StepOutput(logits, attention if return_attention else None), cache
-
-
-def project(hidden: Array, table: Array, bias: Array | None) -> Array:
-    """Logits in float32: hidden [B, T, D] · table [V, D]ᵀ + bias [V] → [B, T, V]."""
-    logits = jnp.einsum(
-        "BTD,VD->BTV",
-        hidden,
-        table.astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return logits if bias is None else logits + bias.astype(jnp.float32)[None, None, :]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from transformer_jax.search.required import FREE, Progress, first_progress
 from transformer_jax.search.result import SearchResult
-from transformer_jax.types import Array, Cache, Memory, StepFn
+from transformer_jax.types import Array, Cache, Logits, Memory, RoughLogits, StepFn
 
 
 class Job(NamedTuple):
@@ -62,7 +62,7 @@ class Beams(NamedTuple):
     """How much of the phrases each beam holds; None where none are asked."""
 
 
-Advance = Callable[[Array, Beams], Beams]
+Advance = Callable[[Logits, Beams], Beams]
 """Logits [B, K, V] of the next token → the beams one token later: a search method."""
 
 
@@ -146,8 +146,10 @@ def search_while(
         positions = jnp.where(alive(beams), beams.lengths, 0)
         positions = jnp.repeat(positions, beam_size)
         output, cache = step_fn(tokens, positions, cache, memory)
-        chex.assert_shape(output.logits, (sentences * beam_size, 1, None))
-        logits = output.logits.reshape(sentences, beam_size, -1)
+        logits = output.logits
+        if not isinstance(logits, RoughLogits):
+            chex.assert_shape(logits, (sentences * beam_size, 1, None))
+            logits = logits.reshape(sentences, beam_size, -1)
         coverage = beams.coverage
         if coverage is not None:
             if output.attention is None:

@@ -1,12 +1,16 @@
 """The best few of a large vocabulary, without sorting it, and the sum of all."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.types import Array
+from transformer_jax.types import Array, Logits, RoughLogits
 
 CHUNK = 128
 """Tokens that are looked at as one at first; a power of two."""
+CANDIDATES = 8
+"""Tokens with the highest rough logits whose exact ones are looked at."""
 
 
 def best_tokens(
@@ -47,6 +51,38 @@ def best_tokens(
     return best, jnp.take_along_axis(beam, index // CHUNK, axis=-1), tokens
 
 
+def best_token(
+    logits: Logits, allow: Callable[[Array], Array], wanted: Array
+) -> tuple[Array, Array]:
+    """The highest of the logits [B, 1, V] that `allow` leaves above -inf, and its
+    token, the smallest among equals: both [B, 1].
+
+    Of rough logits the highest few are computed exactly. Where the next one is so near
+    that it might be higher, and the row `wanted` [B, 1], all are: those that decide of
+    a row are in no case other rows.
+    """
+    if not isinstance(logits, RoughLogits):
+        best, _, tokens = best_tokens(allow(logits), _zeros_for(logits), 1)
+        return best, tokens
+    rough = allow(logits.values)
+    count = min(CANDIDATES, rough.shape[-1])
+    values, _, candidates = best_tokens(rough, _zeros_for(rough), count)
+    exact = logits.exactly(candidates[:, None])[:, 0]  # [B, C]
+    exact = jnp.where(values > -jnp.inf, exact, -jnp.inf)
+    best = exact.max(axis=-1, keepdims=True)
+    vocab_size = rough.shape[-1]
+    tokens = jnp.where(exact == best, candidates, vocab_size).min(axis=-1)[:, None]
+    # XLA would not know its search for the best few when some of these are cut off.
+    values = jax.lax.optimization_barrier(values)
+    sure = values[:, -1:] < values[:, :1] - 2 * logits.error
+
+    def among_all() -> tuple[Array, Array]:
+        whole = best_token(logits.exactly(None), allow, wanted)
+        return jnp.where(sure, best, whole[0]), jnp.where(sure, tokens, whole[1])
+
+    return jax.lax.cond((sure | ~wanted).all(), lambda: (best, tokens), among_all)
+
+
 def log_totals(logits: Array) -> Array:
     """log Σ exp of logits [B, K, V] over the vocabulary, [B, K]. Where `best_tokens`
     cuts the same logits into chunks, their maxima are found once for both.
@@ -57,6 +93,11 @@ def log_totals(logits: Array) -> Array:
     best = _chunk_maxima(logits).max(axis=-1)
     best = jnp.where(jnp.isfinite(best), best, 0)
     return best + jnp.log(jnp.exp(logits - best[..., None]).sum(axis=-1))
+
+
+def _zeros_for(logits: Array) -> Array:
+    """[B, K, V] → [B, K]: offsets of nothing."""
+    return jnp.zeros(logits.shape[:2])
 
 
 def _chunk_maxima(logits: Array) -> Array:

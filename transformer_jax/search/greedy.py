@@ -16,7 +16,7 @@ from transformer_jax.search.beams import (
     make_job,
     search_to_end,
 )
-from transformer_jax.search.choosing import best_tokens, log_totals
+from transformer_jax.search.choosing import best_token, log_totals
 from transformer_jax.search.constraints import Constraint
 from transformer_jax.search.coverage import coverage_score, first_coverage
 from transformer_jax.search.result import (
@@ -24,7 +24,7 @@ from transformer_jax.search.result import (
     SearchResult,
     penalty_table,
 )
-from transformer_jax.types import Array, Cache, Memory, StepFn
+from transformer_jax.types import Array, Cache, Logits, Memory, StepFn
 
 
 def greedy_search(
@@ -60,7 +60,7 @@ def greedy_search(
     start = start._replace(coverage=coverage)
     penalties = penalty_table(length_penalty, alpha, max_length)
 
-    def advance(logits: Array, beams: Beams) -> Beams:
+    def advance(logits: Logits, beams: Beams) -> Beams:
         return advance_greedily(
             logits,
             beams,
@@ -75,7 +75,7 @@ def greedy_search(
 
 
 def advance_greedily(
-    logits: Array,
+    logits: Logits,
     beams: Beams,
     *,
     eos_id: int,
@@ -84,13 +84,17 @@ def advance_greedily(
     coverage_penalty: float = 0.0,
     scores: bool = True,
 ) -> Beams:
-    """Logits [B, 1, V] of the next token → the state one token later."""
-    allowed = logits
-    for constrain in constraints:
-        allowed = constrain(allowed, beams)
+    """Logits [B, 1, V] of the next token → the state one token later; without `scores`
+    they may be rough."""
+
+    def allow(logits: Array) -> Array:
+        for constrain in constraints:
+            logits = constrain(logits, beams)
+        return logits
+
     going_on = alive(beams)[:, None]
-    best, _, tokens = best_tokens(allowed, jnp.zeros_like(beams.log_probabilities), 1)
     compelled = compelled_tokens(beams, eos_id)[:, None]
+    best, tokens = best_token(logits, allow, going_on & (compelled == FREE))
     possible = going_on & ((compelled != FREE) | (best > -jnp.inf))
     tokens = jnp.where(compelled == FREE, tokens, compelled)  # [B, 1]
     lengths = beams.lengths + going_on[:, 0]

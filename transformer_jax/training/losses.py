@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.transformer import project
+from transformer_jax.models.output import project
 from transformer_jax.types import Array
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from transformer_jax.config import ModelConfig
 from transformer_jax.models import cache as model_cache
 from transformer_jax.models import functions
-from transformer_jax.models.transformer import Output, Transformer
+from transformer_jax.models.output import Output, RoughOutput
+from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.ensemble import EnsembleCache, ensemble_step
 from transformer_jax.types import Array, Memory, Params, StepFn
 
@@ -83,7 +84,7 @@ def step_of(
     params: Params,
     *,
     return_attention: bool = False,
-    output: Output | None = None,
+    output: Output | RoughOutput | None = None,
 ) -> StepFn:
     """The decoding step with the parameters bound: see `make_step_fn`."""
     bound = functools.partial(

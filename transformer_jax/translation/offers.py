@@ -2,16 +2,22 @@
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from transformer_jax.models.transformer import Output
+from transformer_jax.models.output import Output, RoughOutput
 from transformer_jax.search.shortlist import Choice
+from transformer_jax.translation.ensembles import AnyModel, Ensemble
+from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.sentences import Sentence
 from transformer_jax.translation.shortlist import joint_choice
 from transformer_jax.types import Array, Params
+
+FEWEST_ROUGH = 30
+"""Slots from which on rough logits pay."""
 
 
 class Offer(NamedTuple):
@@ -19,7 +25,7 @@ class Offer(NamedTuple):
 
     choice: Choice | None
     """Of B + P sentences; None where each may use every token."""
-    output: Output
+    output: Output | RoughOutput
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -29,10 +35,49 @@ def make_offer(params: Params, ids: Array, allowed: Array, *, model: Any) -> Off
     return Offer(Choice(ids, allowed), columns)
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def whole_offer(params: Params, *, model: Any) -> Offer:
-    """Every token, by an output table that is turned once for all steps."""
-    return Offer(None, model.apply({"params": params}, method="output_columns"))
+@functools.partial(jax.jit, static_argnames=("model", "rough"))
+def whole_offer(params: Params, *, model: Any, rough: bool = False) -> Offer:
+    """Every token, by an output table that is turned once for all steps, and rounded if
+    `rough`."""
+    method = "rough_output" if rough else "output_columns"
+    return Offer(None, model.apply({"params": params}, method=method))
+
+
+class WholeOffers:
+    """What sentences without lists of their own choose from, where it pays to have the
+    output table twice: on a CPU, which would turn the target embedding at every step.
+    Each kind is made when it is first asked for."""
+
+    def __init__(self, model: AnyModel, params: Params) -> None:
+        self.model, self.params = model, params
+        (device, *_) = jax.tree.leaves(params)[0].devices()
+        self.on_cpu = device.platform == "cpu"
+        self.made: dict[bool, Offer] = {}
+
+    def for_search(self, plan: SearchPlan, slots: int) -> Offer | None:
+        """Of so many slots; None where each step had better use the parameters."""
+        if isinstance(self.model, Ensemble) or plan.search.block > 1:
+            return None
+        config = self.model.config
+        if not (self.on_cpu and config.output_is_target_table):
+            return None
+        rough = (
+            plan.search.method == "greedy"
+            and not plan.scores
+            and slots >= FEWEST_ROUGH
+            and {config.dtype, config.param_dtype} == {"float32"}
+            and multiplies_bfloat16()
+        )
+        if rough not in self.made:
+            self.made[rough] = whole_offer(self.params, model=self.model, rough=rough)
+        return self.made[rough]
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether this computer's processor does, so that XLA need not go by float32."""
+    about = Path("/proc/cpuinfo")
+    return about.exists() and "avx512_bf16" in about.read_text().split()
 
 
 def offer_for(

@@ -13,7 +13,8 @@ from transformer_jax.data.batching import Batch
 from transformer_jax.data.pipeline import eval_batches
 from transformer_jax.data.sources import Pair
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.models.transformer import Transformer, project
+from transformer_jax.models.output import project
+from transformer_jax.models.transformer import Transformer
 from transformer_jax.training.objectives import last_hidden
 from transformer_jax.types import Array, Params
 

@@ -18,7 +18,7 @@ from transformer_jax.data.examples import make_example
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.search.parallel_greedy import Drafted
 from transformer_jax.translation.engine import MANY, Decoder
-from transformer_jax.translation.ensembles import AnyModel, Ensemble
+from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.hypotheses import (
     Translation,
     as_translation,
@@ -27,7 +27,7 @@ from transformer_jax.translation.hypotheses import (
 )
 from transformer_jax.translation.loading import check_draft, load_runs
 from transformer_jax.translation.methods import SearchPlan, check_shortlist
-from transformer_jax.translation.offers import Offer, whole_offer
+from transformer_jax.translation.offers import WholeOffers
 from transformer_jax.translation.phrases import (
     asked_of_lines,
     banned_ids,
@@ -86,7 +86,7 @@ class Translator:
         (device, *_) = jax.tree.leaves(self._copies[0])[0].devices()
         self._platform = device.platform
         """Where it searches: "cpu", say."""
-        self._whole: Offer | None = None
+        self._whole_offers = WholeOffers(model, self._copies[0])
         self._idle: dict[int, Decoder] = {}
         self.tokenizer = tokenizer
         self.search = search
@@ -256,7 +256,9 @@ class Translator:
                 # What is never wanted is left out of every list.
                 shortlist = shortlist.without(plan.banned)
                 plan = plan._replace(banned=())
-            whole = None if shortlist else self._whole_offer(plan)
+            whole = None
+            if not shortlist:
+                whole = self._whole_offers.for_search(plan, group.slots)
             queue = deque(
                 self._sentence(
                     int(index),
@@ -344,17 +346,6 @@ class Translator:
                 )
             yield from decoder.run(task.queue, sharing=task.devices, many=task.many)
             self._idle[device] = decoder
-
-    def _whole_offer(self, plan: SearchPlan) -> Offer | None:
-        """What sentences choose from, where it pays to have the output table twice: on
-        a CPU, which would turn the target embedding at every step."""
-        if self._platform != "cpu" or not self.model.config.output_is_target_table:
-            return None
-        if plan.search.block > 1 or isinstance(self.model, Ensemble):
-            return None
-        if self._whole is None:
-            self._whole = whole_offer(self._copies[0], model=self.model)
-        return self._whole
 
     def _plan(
         self,
