@@ -50,10 +50,12 @@ def make_sentences(lengths=LENGTHS) -> list[Sentence]:
     ]
 
 
-def make_decoder(search: SearchConfig, *, width=4, seed=0, device=None) -> Decoder:
+def make_decoder(
+    search: SearchConfig, *, width=4, seed=0, device=None, **rest: Any
+) -> Decoder:
     model, params = tiny_model(seed, **MODEL)
     params["output"]["bias"] = params["output"]["bias"].at[EOS].add(-1.0)
-    plan = SearchPlan(search, MAX_LENGTH, START, EOS, banned=(0, START))
+    plan = SearchPlan(search, MAX_LENGTH, START, EOS, banned=(0, START), **rest)
     params = jax.device_put(params, device) if device else params
     return Decoder(model, params, plan, slots=width, length=16)
 
@@ -332,7 +334,15 @@ SIDING_OPTIONS = {
     "coverage": SearchConfig(beam_size=2, coverage_penalty=0.2),
     "sampling": SearchConfig(method="sampling", beam_size=2, seed=3),
     "shortlist": SearchConfig(method="greedy", alpha=0.9),
+    "prefixes": BEAM,
+    "phrases": SearchConfig(beam_size=4),
 }
+SIDING_PLANS: dict[str, dict[str, Any]] = {
+    "prefixes": {"prefix_width": 4},
+    "phrases": {"phrases": (2, 2)},
+}
+PREFIXES = ((), (5,), (7, 8, 9))
+PHRASES = ((), ((5, 6),), ((20,), (7, 4)))
 
 
 @pytest.mark.parametrize("name", SIDING_OPTIONS)
@@ -343,7 +353,12 @@ def test_laggards_and_the_last_ones_go_on_in_a_siding(name, monkeypatch):
     if name == "shortlist":
         some = np.delete(np.arange(TINY_VOCAB_SIZE), [5, 7])
         sentences = [each._replace(candidates=some) for each in sentences]
-    expected = found_by(make_decoder(search), sentences)
+    if name == "prefixes":
+        sentences = [s._replace(prefix=PREFIXES[s.index % 3]) for s in sentences]
+    if name == "phrases":
+        sentences = [s._replace(phrases=PHRASES[s.index % 3]) for s in sentences]
+    rest = SIDING_PLANS.get(name, {})
+    expected = found_by(make_decoder(search, **rest), sentences)
     aside, grown = [], []
 
     def put_aside(apart, state, places, into):
@@ -360,7 +375,7 @@ def test_laggards_and_the_last_ones_go_on_in_a_siding(name, monkeypatch):
     monkeypatch.setattr(engine, "FIRST_CACHE", 16)
     monkeypatch.setattr(engine, "SIDING_CACHE", 16)
     monkeypatch.setattr(engine, "FEWEST_WITH_SIDING", 4)
-    decoder = make_decoder(search, width=16)
+    decoder = make_decoder(search, width=16, **rest)
     # … and left where it is.
     next(side_by_side([decoder.run(deque(sentences), many=True)]))
     aside.clear()

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from transformer_jax.testing import (
     tiny_model_config,
     tiny_tokenizer,
 )
-from transformer_jax.translation import translator
+from transformer_jax.translation import offers, translator
 from transformer_jax.translation.translator import Translator
 
 LINES = [SENTENCES[0][0], "ein Mann", "ein Hund", SENTENCES[3][0], "das Bier"]
@@ -81,6 +82,29 @@ def test_only_greedy_search_can_do_without_scores(search):
     for each in found:
         numbers = [each.score, each.log_probability, *each.token_log_probabilities]
         assert np.isnan(numbers).all() == (search is GREEDY)
+
+
+@pytest.mark.parametrize("rough", [False, True])
+@pytest.mark.parametrize("search", [GREEDY, BEAM], ids=["greedy", "beam"])
+def test_devices_share_the_work_and_the_output_table(search, rough, monkeypatch):
+    """Its second copy, turned or rounded, serves each of them where it is."""
+    monkeypatch.setattr(offers, "multiplies_bfloat16", lambda: rough)
+    alone = make_translator(search)
+    devices = jax.devices()[:2]
+    several = Translator(
+        alone.model, alone.params, alone.tokenizer, search, devices=devices
+    )
+    lines = LINES * 24
+    expected = alone.translate(lines, scores=False)
+    found = several.translate(lines, scores=False)
+    assert [each.tokens for each in found] == [each.tokens for each in expected]
+    assert len(several._idle) == len(devices)
+    for device, decoder in several._idle.items():
+        assert decoder.whole is not None
+        (columns, *_) = decoder.whole.output
+        assert columns.devices() == {devices[device]}
+        is_rough = columns.dtype == "bfloat16"
+        assert is_rough == (rough and search is GREEDY)
 
 
 def test_more_slots_than_wanted_are_no_reason_to_compile():
