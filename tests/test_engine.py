@@ -21,6 +21,7 @@ from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model
 from transformer_jax.translation import engine, siding, slots
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan
+from transformer_jax.translation.offers import whole_offer
 from transformer_jax.translation.planning import GROUP_LENGTHS, plan_groups
 from transformer_jax.translation.sentences import Sentence
 from transformer_jax.translation.side_by_side import side_by_side
@@ -65,7 +66,7 @@ def found_by(decoder, sentences, *, many=False) -> list[SearchResult]:
     found = list(side_by_side([decoder.run(deque(sentences), many=many)]))
     assert sorted(each.index for each in found) == sorted(s.index for s in sentences)
     for each in found:
-        assert np.isfinite(each.result.scores[0])
+        assert np.isfinite(each.result.scores[0]) == decoder.plan.scores
     return [each.result for each in sorted(found, key=lambda each: each.index)]
 
 
@@ -336,10 +337,12 @@ SIDING_OPTIONS = {
     "shortlist": SearchConfig(method="greedy", alpha=0.9),
     "prefixes": BEAM,
     "phrases": SearchConfig(beam_size=4),
+    "rough": GREEDY,
 }
 SIDING_PLANS: dict[str, dict[str, Any]] = {
     "prefixes": {"prefix_width": 4},
     "phrases": {"phrases": (2, 2)},
+    "rough": {"scores": False},
 }
 PREFIXES = ((), (5,), (7, 8, 9))
 PHRASES = ((), ((5, 6),), ((20,), (7, 4)))
@@ -376,6 +379,9 @@ def test_laggards_and_the_last_ones_go_on_in_a_siding(name, monkeypatch):
     monkeypatch.setattr(engine, "SIDING_CACHE", 16)
     monkeypatch.setattr(engine, "FEWEST_WITH_SIDING", 4)
     decoder = make_decoder(search, width=16, **rest)
+    if name == "rough":
+        params, model = decoder.params, decoder.model
+        decoder.whole = whole_offer(params, model=model, rough=True)
     # … and left where it is.
     next(side_by_side([decoder.run(deque(sentences), many=True)]))
     aside.clear()

@@ -1,6 +1,7 @@
 """Logits: rough ones are as near as they say, and search finds the same with them."""
 
 from collections import deque
+from typing import Any
 
 import chex
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from transformer_jax.config import SearchConfig
-from transformer_jax.models.output import project, project_roughly, rough_output
+from transformer_jax.models.output import project_roughly, rough_output
 from transformer_jax.search.choosing import CANDIDATES, best_token
+from transformer_jax.search.greedy import greedy_search
 from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model
 from transformer_jax.translation import offers
 from transformer_jax.translation.engine import Decoder
@@ -18,6 +20,7 @@ from transformer_jax.translation.ensembles import Ensemble
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.offers import WholeOffers, whole_offer
 from transformer_jax.translation.sentences import Sentence
+from transformer_jax.types import RoughLogits, StepOutput
 
 D, V = 32, 700
 EOS = 2
@@ -49,14 +52,9 @@ def test_rough_logits_are_as_near_as_they_say(seed, biased):
     off = np.abs(values - exact).max(axis=-1)
     assert (off <= error).all()
     assert (off > error / 100).all(), "nothing was rounded, or the bound is idle"
-    chex.assert_trees_all_equal(every, project(hidden, table, bias))
     scale = np.abs(exact).max(axis=-1, keepdims=True)
+    chex.assert_trees_all_close(every / scale, exact / scale, atol=1e-6)
     chex.assert_trees_all_close(some / scale, every / scale, atol=1e-6)
-
-
-def best(logits, allow=lambda x: x, wanted=True):
-    rows = jnp.full((logits.values.shape[0], 1), wanted)
-    return best_token(logits, allow, rows)
 
 
 @jax.jit
@@ -95,6 +93,113 @@ def test_the_best_is_that_of_exact_logits(near):
     assert (rough != exact[1]).any() == (near > 0)
 
 
+UP = 1 + 2.0**-8 - 2.0**-20
+"""What becomes 1 in bfloat16, and loses nearly as much as can be lost."""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "weight", "bias"),
+    [
+        (np.full(D, UP), np.ones(D), 0.0),
+        (np.ones(D), np.full(D, UP), 0.0),
+        (np.arange(1.0, 1 + D), 1 / 2.0 ** np.arange(D), 0.0),
+        (np.ones(D), np.ones(D), 1e4 + 1 / 3),
+        (np.full(D, UP * 1e-20), np.ones(D), 0.0),
+        (np.ones(D), np.full(D, UP * 1e-25), 0.0),
+    ],
+    ids=["hidden", "table", "sums", "bias", "hidden underflows", "table underflows"],
+)
+def test_no_part_of_the_bound_can_be_left_out(hidden, weight, bias):
+    """One thing is rounded, the same way in all places, so that nothing cancels."""
+    table = np.zeros((V, D))
+    table[V // 2] = weight
+    parts = hidden[None, None], table, np.full(V, bias)
+    parts = [jnp.asarray(part, jnp.float32) for part in parts]
+    values, error, *_ = jax.device_get(roughly(*parts))
+    wide = [np.asarray(part, np.float64) for part in parts]
+    off = np.abs(values - (wide[0] @ wide[1].T + bias)).max()
+    assert 0 < off <= error.max()
+
+
+def made_up(values, exact, error: float) -> RoughLogits:
+    values, exact = (jnp.asarray(x)[None, None] for x in (values, exact))
+
+    def exactly(tokens):
+        if tokens is None:
+            return exact
+        return jnp.take_along_axis(exact, tokens, axis=-1)
+
+    return RoughLogits(values, jnp.full((1, 1), error), exactly)
+
+
+@pytest.mark.parametrize(
+    ("exact", "error", "token"),
+    [
+        ([8.1, 8, 8, 8, 8, 8, 8, 8, 8.7, 1, 1, 1], 1.0, 8),  # both are off
+        ([9, 9, 8.8, 8.7, 8.6, 8.5, 8.4, 7.9, 7.8, 1, 1, 1], 0.2, 0),
+        ([8.9, 9, 9, 8.7, 8.6, 8.5, 8.4, 7.9, 7.8, 1, 1, 1], 0.3, 1),
+    ],
+)
+def test_rough_order_decides_nothing(exact, error, token):
+    values = [8.9, 9, 8.8, 8.7, 8.6, 8.5, 8.4, 7.9, 7.8, 1, 1, 1]
+    for order in (slice(None), slice(None, None, -1)):
+        logits = made_up(values[order], exact[order], error)
+        wanted = jnp.ones((1, 1), bool)
+        best, found = best_token(logits, lambda x: x, wanted)
+        assert best.item() == np.float32(max(exact))
+        assert found.item() == exact[order].index(max(exact))
+        assert found.item() == token or order != slice(None)
+
+
+def test_a_row_that_is_sure_is_not_decided_by_what_another_asked_for():
+    exact = jnp.arange(12.0)[None, None] * jnp.ones((2, 1, 1))
+
+    def exactly(tokens):
+        if tokens is None:
+            return exact[..., ::-1]
+        return jnp.take_along_axis(exact, tokens, axis=-1)
+
+    logits = RoughLogits(exact, jnp.array([[0.1], [10.0]]), exactly)
+    _, found = best_token(logits, lambda x: x, jnp.ones((2, 1), bool))
+    assert found.tolist() == [[11], [0]]
+
+
+def test_all_are_asked_for_only_where_a_token_is_to_be_chosen():
+    table = np.random.default_rng(0).normal(size=(40, 40))
+    table = jnp.asarray(table, jnp.float32)
+    asked = []
+
+    def exact_step(tokens, positions, cache, memory):
+        return StepOutput(table[tokens]), cache
+
+    def rough_step(tokens, positions, cache, memory):
+        exact = table[tokens]
+
+        def exactly(some):
+            if some is None:
+                jax.debug.callback(lambda: asked.append(True))
+                return exact
+            return jnp.take_along_axis(exact, some, axis=-1)
+
+        error = jnp.full(tokens.shape, 100.0)
+        return StepOutput(RoughLogits(0 * exact, error, exactly)), cache
+
+    rest: dict[str, Any] = {
+        "prefix": jnp.array([[1, 5, 6], [1, 7, 8]]),
+        "max_length": 8,
+        "eos_id": EOS,
+        "scores": False,
+    }
+    found = [
+        greedy_search(step, (), jnp.zeros(2), **rest).tokens
+        for step in (exact_step, rough_step)
+    ]
+    jax.effects_barrier()
+    chex.assert_trees_all_equal(*found)
+    assert found[0].all(), "eight tokens each"
+    assert len(asked) == 5  # two come from the prefix, and the last is the end
+
+
 def test_what_is_forbidden_is_not_found():
     hidden, table, bias = draws(7)
     draw = np.random.default_rng(0)
@@ -127,7 +232,7 @@ def test_neighbours_do_not_matter_and_only_those_who_ask_cost():
 
     every = jnp.ones((6, 1), bool)
     run = jax.jit(search)
-    alone, beside = run(hidden, every), None
+    alone = run(hidden, every)
     jax.effects_barrier()
     assert not asked
     beside = run(equals, every)
@@ -184,15 +289,16 @@ def test_rough_logits_are_taken_where_they_pay(monkeypatch):
     monkeypatch.setattr(offers, "multiplies_bfloat16", lambda: True)
     plan = SearchPlan(GREEDY, 12, 1, EOS, banned=(), scores=False)
 
-    def kind(plan=plan, slots=30, ensemble=False, **settings):
+    def kind(plan=plan, slots=30, ensemble=False, platform="cpu", **settings):
         model, params = tiny_model(0, **settings)
         if ensemble:
             model, params = Ensemble((model,)), (params,)
-        whole = WholeOffers(model, params).for_search(plan, slots)
+        whole = WholeOffers(model, params, platform).for_search(plan, slots)
         return whole and type(whole.output).__name__
 
     assert kind() == "RoughOutput"
     assert kind(slots=1) == "Output"
+    assert kind(platform="gpu") is None
     assert kind(plan._replace(scores=True)) == "Output"
     assert kind(plan._replace(search=SearchConfig(beam_size=2))) == "Output"
     assert kind(dtype="bfloat16") == "Output"

@@ -41,7 +41,8 @@ class RoughLogits(NamedTuple):
 
 
 Logits = Any
-"""[R, L, V] in float32, an `Array`; or `RoughLogits`."""
+"""[R, L, V] in float32: an `Array`, all that most methods of search know of; or
+`RoughLogits`."""
 
 
 class StepOutput(NamedTuple):

@@ -76,8 +76,8 @@ def rough_output(table: Array, bias: Array | None) -> RoughOutput:
     near = _rounded(table)
     return RoughOutput(
         columns=near.T.astype(jnp.bfloat16),
-        norm=jnp.linalg.norm(table, axis=-1).max(),
-        rounding=jnp.linalg.norm(table - near, axis=-1).max(),
+        norm=_length(table).max(),
+        rounding=_length(table - near).max(),
         bias=jnp.zeros(()) if bias is None else jnp.abs(bias).max(),
     )
 
@@ -104,10 +104,11 @@ def project_roughly(
 
     # Both sums are rounded, too: by D units in the last place of |h| |w| at most, and
     # by one where the bias is added (Higham, Accuracy and Stability, section 3.1).
-    places = 2 * (hidden.shape[-1] + 2) * jnp.finfo(jnp.float32).eps
-    highest = _length(hidden) * rough.norm + rough.bias
+    # Twice that, so that the bound itself may be rounded.
+    places = (hidden.shape[-1] + 2) * _length(hidden) * rough.norm + rough.bias
     error = _length(hidden - near) * rough.norm + _length(near) * rough.rounding
-    return RoughLogits(values, error + places * highest, exactly)
+    error = error + 2 * jnp.finfo(jnp.float32).eps * places
+    return RoughLogits(values, error, exactly)
 
 
 def _rounded(x: Array) -> Array:
@@ -117,5 +118,5 @@ def _rounded(x: Array) -> Array:
 
 
 def _length(x: Array) -> Array:
-    """[R, L, D] → [R, L]"""
-    return jnp.linalg.norm(x, axis=-1)
+    """[…, D] → […], and what squares so small that they are 0 may have added to it."""
+    return jnp.linalg.norm(x, axis=-1) + 1e-16

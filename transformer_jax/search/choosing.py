@@ -57,22 +57,23 @@ def best_token(
     """The highest of the logits [B, 1, V] that `allow` leaves above -inf, and its
     token, the smallest among equals: both [B, 1].
 
-    Of rough logits the highest few are computed exactly. Where the next one is so near
-    that it might be higher, and the row `wanted` [B, 1], all are: those that decide of
-    a row are in no case other rows.
+    Of rough logits the highest few are computed exactly. Where even the last of these
+    might be the best, so that others might, too, and the row is `wanted` [B, 1], all
+    are. A row's result never depends on other rows.
     """
     if not isinstance(logits, RoughLogits):
         best, _, tokens = best_tokens(allow(logits), _zeros_for(logits), 1)
         return best, tokens
     rough = allow(logits.values)
-    count = min(CANDIDATES, rough.shape[-1])
+    vocab_size = rough.shape[-1]
+    count = min(CANDIDATES, vocab_size)
     values, _, candidates = best_tokens(rough, _zeros_for(rough), count)
     exact = logits.exactly(candidates[:, None])[:, 0]  # [B, C]
     exact = jnp.where(values > -jnp.inf, exact, -jnp.inf)
     best = exact.max(axis=-1, keepdims=True)
-    vocab_size = rough.shape[-1]
     tokens = jnp.where(exact == best, candidates, vocab_size).min(axis=-1)[:, None]
-    # XLA would not know its search for the best few when some of these are cut off.
+    # XLA finds the best few quickly only where their search is not joined with cutting
+    # its result, and else sorts everything.
     values = jax.lax.optimization_barrier(values)
     sure = values[:, -1:] < values[:, :1] - 2 * logits.error
 

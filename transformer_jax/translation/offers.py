@@ -48,18 +48,16 @@ class WholeOffers:
     output table twice: on a CPU, which would turn the target embedding at every step.
     Each kind is made when it is first asked for."""
 
-    def __init__(self, model: AnyModel, params: Params) -> None:
-        self.model, self.params = model, params
-        (device, *_) = jax.tree.leaves(params)[0].devices()
-        self.on_cpu = device.platform == "cpu"
+    def __init__(self, model: AnyModel, params: Params, platform: str) -> None:
+        self.model, self.params, self.platform = model, params, platform
         self.made: dict[bool, Offer] = {}
 
     def for_search(self, plan: SearchPlan, slots: int) -> Offer | None:
-        """Of so many slots; None where each step had better use the parameters."""
+        """For a search in so many slots; None where the parameters serve as well."""
         if isinstance(self.model, Ensemble) or plan.search.block > 1:
             return None
         config = self.model.config
-        if not (self.on_cpu and config.output_is_target_table):
+        if not (self.platform == "cpu" and config.output_is_target_table):
             return None
         rough = (
             plan.search.method == "greedy"
