@@ -135,13 +135,13 @@ def made_up(values, exact, error: float) -> RoughLogits:
 @pytest.mark.parametrize(
     ("exact", "error", "token"),
     [
-        ([8.1, 8, 8, 8, 8, 8, 8, 8, 8.7, 1, 1, 1], 1.0, 8),  # both are off
-        ([9, 9, 8.8, 8.7, 8.6, 8.5, 8.4, 7.9, 7.8, 1, 1, 1], 0.2, 0),
-        ([8.9, 9, 9, 8.7, 8.6, 8.5, 8.4, 7.9, 7.8, 1, 1, 1], 0.3, 1),
+        ([8.3, 8.4, 8.2, 8, 8.8, 7, 7, 1, 1], 1.0, 4),  # not of the highest four
+        ([9, 9, 8.8, 8.1, 8, 7, 7, 1, 1], 0.2, 0),
+        ([8.9, 9, 9, 8.1, 8, 7, 7, 1, 1], 0.3, 1),
     ],
 )
 def test_rough_order_decides_nothing(exact, error, token):
-    values = [8.9, 9, 8.8, 8.7, 8.6, 8.5, 8.4, 7.9, 7.8, 1, 1, 1]
+    values = [8.9, 9, 8.8, 8.1, 8, 7, 7, 1, 1]
     for order in (slice(None), slice(None, None, -1)):
         logits = made_up(values[order], exact[order], error)
         wanted = jnp.ones((1, 1), bool)

@@ -9,7 +9,7 @@ from transformer_jax.types import Array, Logits, RoughLogits
 
 CHUNK = 128
 """Tokens that are looked at as one at first; a power of two."""
-CANDIDATES = 8
+CANDIDATES = 4
 """Tokens with the highest rough logits whose exact ones are looked at."""
 
 
@@ -57,9 +57,9 @@ def best_token(
     """The highest of the logits [B, 1, V] that `allow` leaves above -inf, and its
     token, the smallest among equals: both [B, 1].
 
-    Of rough logits the highest few are computed exactly. Where even the last of these
-    might be the best, so that others might, too, and the row is `wanted` [B, 1], all
-    are. A row's result never depends on other rows.
+    Of rough logits the highest few are computed exactly. The others are below the last
+    of these; where one so high might still be the best, and the row is `wanted` [B, 1],
+    all are computed. A row's result never depends on other rows.
     """
     if not isinstance(logits, RoughLogits):
         best, _, tokens = best_tokens(allow(logits), _zeros_for(logits), 1)
@@ -75,7 +75,7 @@ def best_token(
     # XLA finds the best few quickly only where their search is not joined with cutting
     # its result, and else sorts everything.
     values = jax.lax.optimization_barrier(values)
-    sure = values[:, -1:] < values[:, :1] - 2 * logits.error
+    sure = values[:, -1:] + logits.error < best
 
     def among_all() -> tuple[Array, Array]:
         whole = best_token(logits.exactly(None), allow, wanted)
