@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.search.choosing import CHUNK, best_tokens, log_totals
+from transformer_jax.search.choosing import CHUNK, best_tokens, likeliest, log_totals
 
 
 def by_sorting(logits, offsets, count):
@@ -35,6 +35,16 @@ def test_equals_sorting(beams, vocab_size, count, distinct):
         possible = np.isfinite(np.asarray(found[0]))
         np.testing.assert_array_equal(np.asarray(ours)[possible], theirs[possible])
     np.testing.assert_array_equal(found[0], by_sorting(logits, offsets, count)[0])
+
+
+@pytest.mark.parametrize("vocab_size", [1, 7, CHUNK + 1, 900, 40 * CHUNK])
+def test_the_likeliest_is_the_first_of_the_highest(vocab_size):
+    draw = np.random.default_rng(vocab_size)
+    logits = draw.integers(0, 50, (3, 4, vocab_size)).astype(np.float32)
+    logits[0, 0] = -np.inf
+    logits[1, 1, ::2] = -np.inf
+    found = jax.jit(likeliest)(jnp.asarray(logits))
+    np.testing.assert_array_equal(found, logits.argmax(axis=-1))
 
 
 @pytest.mark.parametrize("vocab_size", [1, 7, CHUNK, CHUNK + 1, 900, 40 * CHUNK])

@@ -51,6 +51,18 @@ def best_tokens(
     return best, jnp.take_along_axis(beam, index // CHUNK, axis=-1), tokens
 
 
+def likeliest(logits: Array) -> Array:
+    """The token with the highest of the logits [B, K, V], the smallest among equals:
+    [B, K].
+
+    >>> likeliest(jnp.array([[[1.0, 5.0, 5.0], [4.0, 0.0, 2.0]]])).tolist()
+    [[1, 0]]
+    """
+    sentences, beams, vocab_size = logits.shape
+    rows = logits.reshape(-1, 1, vocab_size)
+    return best_tokens(rows, _zeros_for(rows), 1)[2].reshape(sentences, beams)
+
+
 def best_token(
     logits: Logits, allow: Callable[[Array], Array], wanted: Array
 ) -> tuple[Array, Array]:

@@ -30,7 +30,7 @@ from transformer_jax.search.beams import (
     first_beams,
     make_job,
 )
-from transformer_jax.search.choosing import best_tokens
+from transformer_jax.search.choosing import likeliest
 from transformer_jax.search.constraints import Constraint
 from transformer_jax.search.greedy import advance_greedily
 from transformer_jax.search.result import (
@@ -260,8 +260,8 @@ def gap_to_next_best(
 def next_guesses(logits: Array, before: Beams, beams: Beams, eos_id: int) -> Array:
     """What the block's logits [B, L, V] say of the places after those that it settled,
     as if the guesses had been right: [B, L - 1]. Beyond the block, its last token."""
-    sentences, block, vocab_size = logits.shape
-    choices = likeliest(logits.reshape(-1, 1, vocab_size)).reshape(sentences, block)
+    block = logits.shape[1]
+    choices = likeliest(logits)
     settled = (beams.lengths - before.lengths)[:, None]
     index = jnp.minimum(settled + jnp.arange(block - 1)[None, :], block - 1)
     guesses = jnp.take_along_axis(choices, index, axis=1)
@@ -310,8 +310,3 @@ def unless_compelled(guesses: Array, beams: Beams, eos_id: int) -> Array:
     places = jnp.arange(guesses.shape[1], dtype=jnp.int32)
     wanted = jax.vmap(compelled, out_axes=1)(places)
     return jnp.where(wanted == FREE, guesses, wanted)
-
-
-def likeliest(logits: Array) -> Array:
-    """[B, 1, V] → [B, 1]."""
-    return best_tokens(logits, jnp.zeros(logits.shape[:2]), 1)[2]

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer_jax.search.choosing import likeliest
 from transformer_jax.search.result import SearchResult
 from transformer_jax.types import Array
 
@@ -120,7 +121,7 @@ def with_next_tokens(
     place = jnp.minimum(progress.matched, phrases.shape[-1] - 1)[..., None]
     tokens = jnp.take_along_axis(phrases[:, None], place, axis=-1)[..., 0]
     tokens = jnp.where(lacks, tokens, 0)
-    best = jnp.argmax(logits, axis=-1).astype(tokens.dtype)[..., None]
+    best = likeliest(logits).astype(tokens.dtype)[..., None]
     tokens = jnp.concatenate([tokens, best], axis=-1)  # [B, K, C + 1]
     lacks = jnp.concatenate([lacks, jnp.ones_like(best, bool)], axis=-1)
     sums = offsets[..., None] + jnp.take_along_axis(logits, tokens, axis=-1)
