@@ -86,7 +86,7 @@ class Translator:
         (device, *_) = jax.tree.leaves(self._copies[0])[0].devices()
         self._platform = device.platform
         """Where it searches: "cpu", say."""
-        self._whole_offers = WholeOffers(model, whole, self._platform)
+        self._whole_offers = WholeOffers(model, self._copies[0], self._platform)
         self._idle: dict[int, Decoder] = {}
         self.tokenizer = tokenizer
         self.search = search
