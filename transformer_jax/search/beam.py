@@ -189,7 +189,7 @@ def best_continuations(
         allowed = constrain(allowed, beams)
     if beams.progress is not None:
         allowed = without_early_end(allowed, beams.progress, eos_id)
-    total = log_totals(logits)
+    total = log_totals(logits, allowed)
     choose = best_tokens
     if diversity_rate:
         choose = functools.partial(diverse_tokens, rate=diversity_rate)

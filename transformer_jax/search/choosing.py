@@ -1,5 +1,6 @@
 """The best few of a large vocabulary, without sorting it, and the sum of all."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,6 +10,7 @@ from transformer_jax.types import Array, Logits, RoughLogits
 
 CHUNK = 128
 """Tokens that are looked at as one at first; a power of two."""
+LANES = 16
 CANDIDATES = 4
 """Tokens with the highest rough logits whose exact ones are looked at."""
 
@@ -96,16 +98,31 @@ def best_token(
     return jax.lax.cond((sure | ~wanted).all(), lambda: (best, tokens), among_all)
 
 
-def log_totals(logits: Array) -> Array:
-    """log Σ exp of logits [B, K, V] over the vocabulary, [B, K]. Where `best_tokens`
-    cuts the same logits into chunks, their maxima are found once for both.
+def log_totals(logits: Array, allowed: Array | None = None) -> Array:
+    """log Σ exp of logits [B, K, V] over the vocabulary, [B, K].
+
+    Where the `best_tokens` of what is `allowed`, logits or -inf, are looked for, too,
+    the maxima of its chunks are found once for both: exp is taken of differences from
+    the highest allowed logit, and anew where a forbidden one is too far above it.
 
     >>> jnp.exp(log_totals(jnp.log(jnp.array([[[1.0, 2.0, 5.0]]])))).round(3).tolist()
     [[8.0]]
     """
-    best = _chunk_maxima(logits).max(axis=-1)
-    best = jnp.where(jnp.isfinite(best), best, 0)
-    return best + jnp.log(jnp.exp(logits - best[..., None]).sum(axis=-1))
+
+    def from_highest(of: Array) -> Array:
+        best = _chunk_maxima(of).max(axis=-1)
+        best = jnp.where(jnp.isfinite(best), best, 0)
+        return best + jnp.log(jnp.exp(logits - best[..., None]).sum(axis=-1))
+
+    if allowed is None or allowed is logits:
+        return from_highest(logits)
+    totals = from_highest(allowed)
+    sure = totals < jnp.inf
+    return jax.lax.cond(
+        sure.all(),
+        lambda: totals,
+        lambda: jnp.where(sure, totals, from_highest(logits)),
+    )
 
 
 def _zeros_for(logits: Array) -> Array:
@@ -118,6 +135,8 @@ def _chunk_maxima(logits: Array) -> Array:
     keeps whole vectors at work."""
     whole = (logits.shape[-1] - 1) // CHUNK * CHUNK
     x = logits[..., :whole].reshape(*logits.shape[:-1], whole // CHUNK, CHUNK)
+    lanes = [x[..., i : i + LANES] for i in range(0, CHUNK, LANES)]
+    x = functools.reduce(jnp.maximum, lanes)
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
         x = jnp.maximum(x[..., :half], x[..., half:])
