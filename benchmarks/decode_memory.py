@@ -29,7 +29,7 @@ from transformer_jax.models.functions import init_params
 from transformer_jax.models.transformer import Transformer
 from transformer_jax.search.beams import Beams, Job
 from transformer_jax.trainer.reporting import environment
-from transformer_jax.translation import slots
+from transformer_jax.translation import preparing, slots
 from transformer_jax.translation.engine import FEWEST_WITH_SIDING
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import most_waiting
@@ -66,14 +66,18 @@ def num_bytes(tree: Any) -> int:
 def waiting_sentences(
     args: Args, model: Transformer, plan: SearchPlan, params: Params
 ) -> slots.Slots:
-    """Shapes of the sentences that wait, encoded, for a slot."""
+    """Shapes of the sentences that wait, encoded and begun, for a slot."""
     rows = most_waiting(args.sentences)
     like: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     ids, job = like((rows, args.source_length)), Job(like((rows, 1)), like((rows,)))
     prepare = functools.partial(
-        slots.prepare, model=model, plan=plan, length=args.source_length
+        preparing.prepare, model=model, plan=plan, length=args.source_length
     )
-    return jax.eval_shape(prepare, params, ids, ids, job)
+    waiting = jax.eval_shape(prepare, params, ids, ids, job)
+    if not preparing.may_begin(model, plan):
+        return waiting
+    begin = functools.partial(preparing.begin, model=model, plan=plan)
+    return jax.eval_shape(begin, params, waiting, None)
 
 
 def bytes_of_sidings(
@@ -102,7 +106,7 @@ def measure(args: Args) -> dict[str, int]:
     search = SearchConfig(beam_size=args.beam_size)
     plan = SearchPlan(search, args.target_length, start_id=1, eos_id=2, banned=(0,))
     empty = functools.partial(
-        slots.empty_slots, model=model, plan=plan, length=args.source_length
+        preparing.empty_slots, model=model, plan=plan, length=args.source_length
     )
     one = functools.partial(empty, slots=args.sentences, cache=1)
     short = jax.eval_shape(one, params)

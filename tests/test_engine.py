@@ -18,7 +18,7 @@ from transformer_jax.search.constraints import banned_tokens
 from transformer_jax.search.greedy import greedy_search
 from transformer_jax.search.result import SearchResult
 from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model
-from transformer_jax.translation import engine, siding, slots
+from transformer_jax.translation import engine, preparing, siding, slots
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.offers import whole_offer
@@ -146,7 +146,7 @@ def test_sources_are_padded_less_where_many_come(monkeypatch):
 
     def prepare(params, inputs, *parts, **rest):
         lengths.append(inputs.shape[1])
-        return slots.prepare(params, inputs, *parts, **rest)
+        return preparing.prepare(params, inputs, *parts, **rest)
 
     monkeypatch.setattr(engine, "prepare", prepare)
     decoder = make_decoder(GREEDY)
@@ -202,13 +202,13 @@ def compiled(function: Any) -> int:
 @METHODS
 def test_each_shape_is_compiled_once(search):
     search = SearchConfig(**{**vars(search), "alpha": 0.77})  # not compiled before
-    before = compiled(slots.advance), compiled(slots.prepare)
+    before = compiled(slots.advance), compiled(preparing.prepare)
     found_by(make_decoder(search), make_sentences())
     # Another model of the same kind, as at the next evaluation of a training.
     found_by(make_decoder(search, seed=1), make_sentences())
     caches, sources = 3, 2
     assert compiled(slots.advance) - before[0] <= caches
-    assert compiled(slots.prepare) - before[1] <= sources
+    assert compiled(preparing.prepare) - before[1] <= sources
 
 
 @METHODS
@@ -289,12 +289,12 @@ def test_slots_are_as_long_as_their_sources(longest_first, monkeypatch):
 
     def refit(*parts, length, **rest):
         rooms.append(length)
-        return slots.refit(*parts, length=length, **rest)
+        return preparing.refit(*parts, length=length, **rest)
 
     monkeypatch.setattr(engine, "refit", refit)
     monkeypatch.setattr(engine, "GROUP_LENGTHS", (4, 8, 16))
     decoder = make_decoder(search)
-    before = compiled(slots.prepare)
+    before = compiled(preparing.prepare)
     for _ in range(2):
         found = found_by(decoder, make_sentences(lengths))
         for one, other in zip(found, expected, strict=True):
@@ -302,7 +302,7 @@ def test_slots_are_as_long_as_their_sources(longest_first, monkeypatch):
             chex.assert_trees_all_close(one, other, atol=1e-4)
     assert set(rooms) >= {8, 16}
     assert decoder.room == (4 if longest_first else 16)
-    assert compiled(slots.prepare) - before <= 2  # sources are padded to 8 or 16
+    assert compiled(preparing.prepare) - before <= 2  # sources are padded to 8 or 16
 
 
 def test_devices_share_a_queue_whose_sources_become_short(monkeypatch):

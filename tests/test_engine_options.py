@@ -20,7 +20,7 @@ from transformer_jax.search.beam import beam_search
 from transformer_jax.search.beams import FREE
 from transformer_jax.search.greedy import greedy_search
 from transformer_jax.testing import TINY_VOCAB_SIZE, tiny_model
-from transformer_jax.translation import slots
+from transformer_jax.translation import preparing, slots
 from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.methods import SearchPlan, constraints_of
 from transformer_jax.translation.sentences import Sentence, stacked_jobs
@@ -129,10 +129,10 @@ def lowered(plan: SearchPlan) -> str:
     model, params = make_model()
     made_for: dict[str, Any] = {"model": model, "plan": plan}
     room = {"slots": 2, "length": 16, "cache": 24}
-    empty = functools.partial(slots.empty_slots, **room, **made_for)
+    empty = functools.partial(preparing.empty_slots, **room, **made_for)
     state = jax.eval_shape(empty, params)
     ids, job = np.zeros((2, 16), np.int32), stacked_jobs([], rows=2, plan=plan)
-    prepare = functools.partial(slots.prepare, length=16, **made_for)
+    prepare = functools.partial(preparing.prepare, length=16, **made_for)
     waiting = jax.eval_shape(prepare, params, ids, ids, job)
     places = np.zeros(2, np.int32)
     program = slots.advance.lower(

@@ -120,6 +120,24 @@ def placed_cache(
     )
 
 
+def begun_cache(
+    cache: DecoderCache, first: DecoderCache, places: Array
+) -> DecoderCache:
+    """The cache in which the K > 1 beams of the sentences at `places` [B'] go on from
+    what `first` holds of each: one row, which has written position 0. B: nowhere."""
+    rows, length = cache.ancestors.shape
+    layers = tuple(
+        KeyValue(
+            layer.key.at[places, :, :, 0].set(new.key[:, :, 0], mode="drop"),
+            layer.value.at[places, :, 0].set(new.value[:, :, 0], mode="drop"),
+        )
+        for layer, new in zip(cache.layers, first.layers, strict=True)
+    )
+    ancestors = cache.ancestors.reshape(-1, cache.beams, length)
+    ancestors = ancestors.at[places, :, 0].set(0, mode="drop")
+    return DecoderCache(layers, ancestors.reshape(rows, length))
+
+
 def resized_cache(cache: DecoderCache, max_length: int) -> DecoderCache:
     """A cache with room for `max_length` tokens; what is beyond them is lost."""
     length = cache.ancestors.shape[1]

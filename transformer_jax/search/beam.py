@@ -124,12 +124,15 @@ def advance_beams(
     stop: StopRule,
     coverage_penalty: float = 0.0,
     diversity_rate: float = 0.0,
+    beam_size: int | None = None,
 ) -> Beams:
-    """Logits [B, K, V] of the next token → the state one token later."""
-    beam_size, divisors = logits.shape[1], jnp.asarray(penalties)
+    """Logits [B, K, V] of the next token → the state one token later, in which each
+    sentence has `beam_size` beams (by default as many as before)."""
+    beam_size, divisors = beam_size or logits.shape[1], jnp.asarray(penalties)
     best = best_continuations(
         logits,
         beams,
+        beam_size,
         eos_id=eos_id,
         constraints=constraints,
         diversity_rate=diversity_rate,
@@ -175,14 +178,16 @@ def advance_beams(
 def best_continuations(
     logits: Array,
     beams: Beams,
+    beam_size: int,
     *,
     eos_id: int,
     constraints: Sequence[Constraint],
     diversity_rate: float,
 ) -> Continuations:
-    """The best of the K·V ways to go on; logits [B, K, V]. They are C = 2K, as at
-    most K of them end; a single beam needs only C = 1."""
-    beam_size, vocab_size = logits.shape[1:]
+    """The best of the K·V ways to go on; logits [B, K, V]. They are twice as many as
+    there shall be beams, as one of each beam at most ends; to one beam from one leads
+    only the best."""
+    rows, vocab_size = logits.shape[1:]
     count = 2 * beam_size if beam_size > 1 else 1
     allowed = logits
     for constrain in constraints:
@@ -194,7 +199,7 @@ def best_continuations(
     if diversity_rate:
         choose = functools.partial(diverse_tokens, rate=diversity_rate)
     offsets = beams.log_probabilities - total
-    ways = Ways(*choose(allowed, offsets, min(count, beam_size * vocab_size)))
+    ways = Ways(*choose(allowed, offsets, min(count, rows * vocab_size)))
     if beams.progress is not None:
         ways = with_next_tokens(ways, allowed, offsets, beams.progress)
     charged, parents, tokens = ways
@@ -202,9 +207,9 @@ def best_continuations(
     # Where a token must come, each beam has that one way to go on.
     wanted = compelled_tokens(beams, eos_id)[:, None]  # [B, 1]
     compelled, index = wanted != FREE, jnp.arange(charged.shape[1])[None, :]
-    parents = jnp.where(compelled, jnp.minimum(index, beam_size - 1), parents)
+    parents = jnp.where(compelled, jnp.minimum(index, rows - 1), parents)
     tokens = jnp.where(compelled, wanted, tokens)
-    possible = jnp.where(compelled, index < beam_size, charged > -jnp.inf)
+    possible = jnp.where(compelled, index < rows, charged > -jnp.inf)
 
     sentence = jnp.arange(logits.shape[0])[:, None]
     chosen = logits[sentence, parents, tokens] - total[sentence, parents]

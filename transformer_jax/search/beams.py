@@ -128,6 +128,27 @@ def alive(beams: Beams) -> Array:
     return jnp.any(beams.log_probabilities > -jnp.inf, axis=-1)
 
 
+def add_token(step_fn: StepFn, memory: Memory, beams: Beams, advance: Advance) -> Beams:
+    """Adds a token to every live beam; each goes on from its own row of the cache."""
+    sentences, beam_size = beams.log_probabilities.shape
+    last = beams.lengths[:, None, None]
+    tokens = jnp.take_along_axis(beams.tokens, last, axis=-1).reshape(-1, 1)
+    # Done sentences are fed too: at place 0, where there is always room.
+    positions = jnp.where(alive(beams), beams.lengths, 0)
+    positions = jnp.repeat(positions, beam_size)
+    output, cache = step_fn(tokens, positions, beams.cache, memory)
+    logits = output.logits
+    if not isinstance(logits, RoughLogits):
+        chex.assert_shape(logits, (sentences * beam_size, 1, None))
+        logits = logits.reshape(sentences, beam_size, -1)
+    coverage = beams.coverage
+    if coverage is not None:
+        if output.attention is None:
+            raise ValueError("Coverage needs a step function that gives attention.")
+        coverage = coverage + output.attention.reshape(coverage.shape)
+    return advance(logits, beams._replace(cache=cache, coverage=coverage))
+
+
 def search_while(
     going_on: Callable[[Beams], Array],
     step_fn: StepFn,
@@ -136,26 +157,12 @@ def search_while(
     advance: Advance,
 ) -> Beams:
     """Adds a token to every live beam while `going_on(beams)` is true."""
-    sentences, beam_size = beams.log_probabilities.shape
+    beam_size = beams.log_probabilities.shape[1]
 
     def step(beams: Beams) -> Beams:
-        cache = reorder(beams.cache, beams.parents) if beam_size > 1 else beams.cache
-        last = beams.lengths[:, None, None]
-        tokens = jnp.take_along_axis(beams.tokens, last, axis=-1).reshape(-1, 1)
-        # Done sentences are fed too: at place 0, where there is always room.
-        positions = jnp.where(alive(beams), beams.lengths, 0)
-        positions = jnp.repeat(positions, beam_size)
-        output, cache = step_fn(tokens, positions, cache, memory)
-        logits = output.logits
-        if not isinstance(logits, RoughLogits):
-            chex.assert_shape(logits, (sentences * beam_size, 1, None))
-            logits = logits.reshape(sentences, beam_size, -1)
-        coverage = beams.coverage
-        if coverage is not None:
-            if output.attention is None:
-                raise ValueError("Coverage needs a step function that gives attention.")
-            coverage = coverage + output.attention.reshape(coverage.shape)
-        return advance(logits, beams._replace(cache=cache, coverage=coverage))
+        if beam_size > 1:
+            beams = beams._replace(cache=reorder(beams.cache, beams.parents))
+        return add_token(step_fn, memory, beams, advance)
 
     return jax.lax.while_loop(going_on, step, beams)
 

@@ -34,15 +34,19 @@ from transformer_jax.translation.sentences import (
     stacked_jobs,
     take,
 )
+from transformer_jax.translation.preparing import (
+    begin,
+    empty_slots,
+    may_begin,
+    prepare,
+    refit,
+)
 from transformer_jax.translation.siding import put_aside
 from transformer_jax.translation.slots import (
     Report,
     Slots,
     advance,
-    empty_slots,
     free_at_least,
-    prepare,
-    refit,
     resize,
     search_alone,
 )
@@ -215,6 +219,11 @@ class Decoder:
             plan=self.plan,
             length=room,
         )
+        together = self.slots > 1 and sentences[0].candidates is None
+        if together and may_begin(self.model, self.plan):
+            slots = begin(
+                self.params, slots, self.whole, model=self.model, plan=self.plan
+            )
         return Encoded(sentences, slots, room)
 
     def _turn_to_next(self, queue: deque[Sentence], sharing: int) -> None:

@@ -83,7 +83,10 @@ def method_of(
         method = functools.partial(method, scores=plan.scores)
     if search.method == "beam":
         method = functools.partial(
-            method, stop=search.stop, diversity_rate=search.diversity_rate
+            method,
+            stop=search.stop,
+            diversity_rate=search.diversity_rate,
+            beam_size=plan.beams,
         )
     if search.method == "sampling":
         method = functools.partial(

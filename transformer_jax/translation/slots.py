@@ -12,34 +12,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.cache import DecoderCache, resized_cache
+from transformer_jax.models.cache import DecoderCache, begun_cache, resized_cache
 from transformer_jax.search.beams import (
-    FREE,
     Beams,
-    Job,
     alive,
-    first_beams,
-    make_job,
     replace_sentences,
     search_while,
 )
-from transformer_jax.search.coverage import first_coverage
 from transformer_jax.search.parallel_greedy import Ahead, Effort
 from transformer_jax.search.result import SearchResult, without_scores
-from transformer_jax.search.sampling import first_samples
 from transformer_jax.search.shortlist import Choice
-from transformer_jax.translation.drafting import (
-    empty_caches,
-    encode_all,
-    nothing_ahead,
-    search_ahead_while,
-)
-from transformer_jax.translation.ensembles import (
-    AnyModel,
-    as_long_as,
-    segment_ids_of,
-    step_of,
-)
+from transformer_jax.translation.drafting import empty_caches, search_ahead_while
+from transformer_jax.translation.ensembles import AnyModel, step_of
 from transformer_jax.translation.methods import SearchPlan, method_of
 from transformer_jax.translation.offers import Offer
 from transformer_jax.types import Array, Cache, Memory, Params
@@ -91,72 +75,6 @@ def free_at_least(slots: int) -> int:
     """Slots of B that are free when sentences that wait are taken in: they come in
     together, as each coming in costs about a tenth of a step."""
     return max(1, slots // 15)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("model", "plan", "slots", "length", "cache")
-)
-def empty_slots(
-    params: Params,
-    *,
-    model: AnyModel,
-    plan: SearchPlan,
-    slots: int,
-    length: int,
-    cache: int,
-) -> Slots:
-    """B free slots for sources of up to S = `length` tokens, and a cache of T."""
-    memory = _memory_like(params, model, plan, slots, length)
-    memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), memory)
-    prefix = jnp.full((slots, plan.prefix_width), plan.start_id, jnp.int32)
-    draws = jnp.zeros((slots, 2), jnp.uint32) if plan.draws else None
-    phrases = plan.phrases and jnp.full((slots, *plan.phrases), FREE, jnp.int32)
-    nothing = Job(prefix, jnp.zeros((slots,), jnp.int32), draws, phrases)
-    beams = _first_beams(plan, nothing, memory)
-    return Slots(
-        beams=beams._replace(cache=empty_caches(model, plan, slots, cache)),
-        memory=memory,
-        ahead=nothing_ahead(plan, beams),
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("model", "plan", "length"))
-def prepare(
-    params: Params,
-    inputs: Array,
-    segment_ids: Array,
-    job: Job,
-    *,
-    model: AnyModel,
-    plan: SearchPlan,
-    length: int,
-) -> Slots:
-    """Encodes P sentences, inputs and segment ids [P, S'], for slots of S = `length`.
-
-    They have no cache: that of a slot serves its next sentence as it is, since this
-    begins at position 0, and never reads what it has not written.
-    """
-    memory = encode_all(model, plan.draft, params, inputs, segment_ids)
-    whole = _memory_like(params, model, plan, len(inputs), length)
-    memory, _ = as_long_as(whole, memory, None)
-    beams = _first_beams(plan, job, memory)
-    return Slots(beams, memory, nothing_ahead(plan, beams))
-
-
-@functools.partial(jax.jit, static_argnames=("model", "plan", "length"))
-def refit(
-    params: Params,
-    memory: Memory,
-    coverage: Array | None,
-    *,
-    model: AnyModel,
-    plan: SearchPlan,
-    length: int,
-) -> tuple[Memory, Array | None]:
-    """What the slots know of their sources, with S = `length`; padding is covered."""
-    sentences = jax.tree.leaves(memory)[0].shape[0]
-    whole = _memory_like(params, model, plan, sentences, length)
-    return as_long_as(whole, memory, coverage)
 
 
 @functools.partial(
@@ -293,6 +211,9 @@ def _take_in(
     into = jnp.where(fits, into, count)
     cache = slots.beams.cache
     coming = jax.tree.map(lambda x: x.at[new].get(mode="clip"), waiting)
+    if (first := coming.beams.cache) is not None:  # they have begun
+        cache = each_cache(lambda *each: begun_cache(*each, into), cache, first)
+        coming = coming._replace(beams=coming.beams._replace(cache=None))
     slots = slots._replace(beams=slots.beams._replace(cache=None))
     slots = replace_sentences(slots, coming, into)
     allowed = now.allowed
@@ -357,40 +278,6 @@ def _results(slots: Slots, plan: SearchPlan) -> tuple[SearchResult, Effort | Non
     if not plan.scores:
         found = without_scores(found)
     return found, slots.ahead and slots.ahead.effort
-
-
-def _memory_like(
-    params: Params, model: AnyModel, plan: SearchPlan, sentences: int, length: int
-) -> Memory:
-    """Shapes and types of the memory of so many sentences of S = `length`."""
-    ids = jax.ShapeDtypeStruct((sentences, length), jnp.int32)
-    encode = functools.partial(encode_all, model, plan.draft)
-    return jax.eval_shape(encode, params, ids, ids)
-
-
-def _first_beams(plan: SearchPlan, job: Job, memory: Memory) -> Beams:
-    """Beams without their cache."""
-    job = make_job(
-        job.prefix,
-        job.max_lengths,
-        max_length=plan.max_length,
-        draws=job.draws,
-        phrases=job.phrases,
-    )
-    if plan.draws:
-        return first_samples(job, None, samples=plan.beams, max_length=plan.max_length)
-    beams = first_beams(
-        job,
-        None,
-        beam_size=plan.beams,
-        n_best=plan.search.n_best,
-        max_length=plan.max_length,
-    )
-    if not (plan.search.coverage_penalty and plan.scores):
-        return beams
-    source_mask = segment_ids_of(memory) > 0
-    coverage = first_coverage(plan.search.coverage_penalty, source_mask, plan.beams)
-    return beams._replace(coverage=coverage)
 
 
 def each_cache(change: Callable[..., DecoderCache], *caches: Cache) -> Cache:
