@@ -103,15 +103,17 @@ def chosen_cache(cache: DecoderCache, sentences: Array) -> DecoderCache:
 def placed_cache(
     cache: DecoderCache, other: DecoderCache, places: Array
 ) -> DecoderCache:
-    """The cache with the sentences of another, as long as it, at `places` [B'] of its
-    own; B: nowhere."""
+    """The cache with the sentences of another at `places` [B'] of its own; B: nowhere.
+    What it has no room for is lost; what the other does not have stays as it was, which
+    nobody reads."""
     rows, length = cache.ancestors.shape
+    other = resized_cache(other, min(length, other.ancestors.shape[1]))
 
     def placed(x: Array, y: Array) -> Array:
-        return x.at[places].set(y, mode="drop")
+        return x.at[(places, *map(slice, y.shape[1:]))].set(y, mode="drop")
 
     def by_sentence(ancestors: Array) -> Array:
-        return ancestors.reshape(-1, cache.beams, length)
+        return ancestors.reshape(-1, cache.beams, ancestors.shape[1])
 
     ancestors = placed(by_sentence(cache.ancestors), by_sentence(other.ancestors))
     return DecoderCache(

@@ -5,12 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.cache import (
-    DecoderCache,
-    chosen_cache,
-    placed_cache,
-    resized_cache,
-)
+from transformer_jax.models.cache import DecoderCache, chosen_cache, placed_cache
 from transformer_jax.search.beams import replace_sentences
 from transformer_jax.translation.ensembles import as_long_as
 from transformer_jax.translation.slots import Slots, count_of, each_cache
@@ -26,8 +21,7 @@ def put_aside(
     there = jnp.minimum(slots, count_of(state) - 1)
 
     def placed(mine: DecoderCache, others: DecoderCache) -> DecoderCache:
-        coming = resized_cache(chosen_cache(others, there), mine.ancestors.shape[1])
-        return placed_cache(mine, coming, into)
+        return placed_cache(mine, chosen_cache(others, there), into)
 
     caches = siding.beams.cache, state.beams.cache
     cache = each_cache(placed, *caches)
