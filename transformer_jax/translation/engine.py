@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax.search.parallel_greedy import Effort
-from transformer_jax.search.result import SearchResult, with_nan_scores
 from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.offers import Offer, offer_for
@@ -26,13 +24,8 @@ from transformer_jax.translation.planning import (
     most_waiting,
     padded_length,
     room_for,
-)
-from transformer_jax.translation.sentences import (
-    Found,
-    Sentence,
-    stacked,
-    stacked_jobs,
-    take,
+    rows_for,
+    taken_together,
 )
 from transformer_jax.translation.preparing import (
     begin,
@@ -40,6 +33,14 @@ from transformer_jax.translation.preparing import (
     may_begin,
     prepare,
     refit,
+)
+from transformer_jax.translation.sentences import (
+    Found,
+    Sentence,
+    found_in,
+    stacked,
+    stacked_jobs,
+    take,
 )
 from transformer_jax.translation.siding import put_aside
 from transformer_jax.translation.slots import (
@@ -101,8 +102,8 @@ class Decoder:
         self.siding: Decoder | None = None
         (device, *_) = jax.tree.leaves(params)[0].devices()
         self.on_cpu = device.platform == "cpu"
-        self.lengths = SOURCE_LENGTHS
-        """Those that sources are padded to."""
+        self.is_fine = False
+        """Whether sources are padded to many lengths."""
         self.sentences: list[Sentence | None] = []
         """In the slots; there are none before the first run that needs some."""
         self.waiting: list[Sentence] = []
@@ -120,7 +121,7 @@ class Decoder:
 
         While some are handed out, the device goes on with the others.
         """
-        self.lengths = FINE_LENGTHS if many and self.on_cpu else SOURCE_LENGTHS
+        self.is_fine = many and self.on_cpu
         if self.slots == 1 == len(queue):
             yield self._search_alone(queue)
             return
@@ -173,7 +174,8 @@ class Decoder:
             )
             (result, effort), done = jax.tree.map(np.asarray, found)  # not device_get
             if done:
-                return self._found([(0, ready.sentences[0].index)], result, effort)
+                rows = [(0, ready.sentences[0].index)]
+                return found_in(result, effort, rows, plan=self.plan)
 
     def _clear(self) -> None:
         """No sentence is in the slots, and none waits."""
@@ -195,35 +197,29 @@ class Decoder:
             jax.device_put(state, where) if len(where.device_set) == 1 else state
         )
 
-    def _share(self, queue: deque[Sentence], sharing: int) -> int:
-        """Sentences to take now; towards the end of the queue fewer, so that all who
-        share it end together, but not very few, as each time has its price."""
-        fewest, most = -(-self.most_waiting // 4), self.most_waiting
-        if sharing == 1:
-            return most
-        return max(fewest, min(most, len(queue) // (2 * sharing)))
-
     def _prepare(self, queue: deque[Sentence], sharing: int) -> Encoded | None:
         """Encodes the next sentences of the queue, if there are any."""
-        sentences = take(queue, self._share(queue, sharing))
+        most = self.most_waiting
+        sentences = take(queue, taken_together(len(queue), most, sharing=sharing))
         if not sentences:
             return None
         room = self._room_for(sentences)
+        made_for: Any = {"model": self.model, "plan": self.plan}
         slots = prepare(
             self.params,
             *stacked(
-                sentences, rows=self.most_waiting, longest=room, lengths=self.lengths
+                sentences,
+                rows=rows_for(len(sentences), most) if self.is_fine else most,
+                lengths=FINE_LENGTHS if self.is_fine else SOURCE_LENGTHS,
+                longest=room,
             ),
-            stacked_jobs(sentences, rows=self.most_waiting, plan=self.plan),
-            model=self.model,
-            plan=self.plan,
+            stacked_jobs(sentences, rows=most, plan=self.plan),
             length=room,
+            **made_for,
         )
         together = self.slots > 1 and sentences[0].candidates is None
         if together and may_begin(self.model, self.plan):
-            slots = begin(
-                self.params, slots, self.whole, model=self.model, plan=self.plan
-            )
+            slots = begin(self.params, slots, self.whole, **made_for)
         return Encoded(sentences, slots, room)
 
     def _turn_to_next(self, queue: deque[Sentence], sharing: int) -> None:
@@ -388,22 +384,4 @@ class Decoder:
         ]
         self.sentences = [None if each is None else owners[each] for each in tickets]
         done = [(i, owners[i].index) for i in sorted(owners.keys() - set(tickets))]
-        return self._found(done, report.finished, report.effort)
-
-    def _found(
-        self,
-        done: Sequence[tuple[int, int]],
-        result: SearchResult,
-        effort: Effort | None,
-    ) -> list[Found]:
-        """Of what is on the host, some rows, each with the number of its sentence."""
-        if not self.plan.scores:
-            result = with_nan_scores(result)
-        return [
-            Found(
-                index,
-                SearchResult(*(x[row] for x in result)),
-                effort and Effort(*(x[row] for x in effort)),
-            )
-            for row, index in done
-        ]
+        return found_in(report.finished, report.effort, done, plan=self.plan)

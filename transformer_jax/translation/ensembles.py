@@ -61,22 +61,22 @@ def segment_ids_of(memory: Memory) -> Array:
     return memory[0].segment_ids if type(memory) is tuple else memory.segment_ids
 
 
-def as_long_as(
+def as_large_as(
     like: Memory, memory: Memory, coverage: Array | None
 ) -> tuple[Memory, Array | None]:
-    """Memory with as many source positions as another's, and its coverage [B, K, S], in
-    which padding is covered."""
+    """Memory with as many sentences and source positions as another's, and its coverage
+    [B, K, S], in which padding is covered."""
     if coverage is not None:
-        length = segment_ids_of(like).shape[1]
-        coverage = _fitted(coverage, (coverage.shape[1], length), behind=1)
-    return jax.tree.map(lambda x, y: _fitted(x, y.shape[1:]), memory, like), coverage
+        sentences, length = segment_ids_of(like).shape
+        coverage = _fitted(coverage, (sentences, coverage.shape[1], length), behind=1)
+    return jax.tree.map(lambda x, y: _fitted(x, y.shape), memory, like), coverage
 
 
 def _fitted(x: Array, sizes: Sequence[int], behind: float = 0) -> Array:
-    """x [B, …] cut to these sizes of all axes but the first, or with more `behind`."""
-    x = x[:, *map(slice, sizes)]
-    more = [(0, size - held) for held, size in zip(x.shape[1:], sizes, strict=True)]
-    return jnp.pad(x, [(0, 0), *more], constant_values=behind)
+    """x cut to these sizes of its axes, or with more `behind`."""
+    x = x[tuple(map(slice, sizes))]
+    more = [(0, size - held) for held, size in zip(x.shape, sizes, strict=True)]
+    return jnp.pad(x, more, constant_values=behind)
 
 
 def step_of(

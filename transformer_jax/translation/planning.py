@@ -9,7 +9,8 @@ import numpy as np
 SOURCE_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Padded lengths at which sources are encoded: each that is met is compiled once."""
 FINE_LENGTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, *SOURCE_LENGTHS[6:])
-"""The same where so many sentences come that less padding is worth more compiling."""
+"""The same where so many sentences come that less padding is worth more compiling
+(`rows_for` pads their number less, too)."""
 GROUP_LENGTHS = (32, 64, 128, 256, 512, 1024)
 """Source lengths that slots have room for: each that is met is compiled once too."""
 CPU_ROWS = 150
@@ -134,6 +135,30 @@ def most_waiting(slots: int) -> int:
     (8, 64)
     """
     return min(slots, MOST_WAITING)
+
+
+def taken_together(left: int, most: int, *, sharing: int) -> int:
+    """Sentences that one of `sharing` devices encodes next, of so many that are left:
+    towards the end fewer, so that all end together, but not very few, as each time has
+    its price.
+
+    >>> [taken_together(n, 64, sharing=2) for n in (1000, 200, 40)]
+    [64, 50, 16]
+    >>> taken_together(40, 64, sharing=1)
+    64
+    """
+    if sharing == 1:
+        return most
+    return max(-(-most // 4), min(most, left // (2 * sharing)))
+
+
+def rows_for(sentences: int, most: int) -> int:
+    """Rows in which so many sentences are encoded, where up to `most` may be.
+
+    >>> [rows_for(n, 64) for n in (9, 17, 40)]
+    [16, 32, 64]
+    """
+    return padded_length(sentences, (-(-most // 4), -(-most // 2)), most)
 
 
 def padded_length(length: int, ladder: Sequence[int], longest: int) -> int:

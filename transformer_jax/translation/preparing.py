@@ -18,7 +18,7 @@ from transformer_jax.search.sampling import first_samples
 from transformer_jax.translation.drafting import empty_caches, encode_all, nothing_ahead
 from transformer_jax.translation.ensembles import (
     AnyModel,
-    as_long_as,
+    as_large_as,
     empty_cache,
     segment_ids_of,
     step_of,
@@ -67,15 +67,16 @@ def prepare(
     plan: SearchPlan,
     length: int,
 ) -> Slots:
-    """Encodes P sentences, inputs and segment ids [P, S'], for slots of S = `length`.
+    """Encodes P sentences for slots of S = `length`: inputs and segment ids [P', S'] of
+    the first of them; of the others nothing is asked.
 
     They have no cache: that of a slot serves its next sentence as it is, since this
     begins at position 0, and never reads what it has not written. (Those that `begin`
     have one for position 0, which is written into that of their slot.)
     """
     memory = encode_all(model, plan.draft, params, inputs, segment_ids)
-    whole = _memory_like(params, model, plan, len(inputs), length)
-    memory, _ = as_long_as(whole, memory, None)
+    whole = _memory_like(params, model, plan, len(job.prefix), length)
+    memory, _ = as_large_as(whole, memory, None)
     beams = _first_beams(plan, job, memory, beams=plan.beams)
     return Slots(beams, memory, nothing_ahead(plan, beams))
 
@@ -124,7 +125,7 @@ def refit(
     """What the slots know of their sources, with S = `length`; padding is covered."""
     sentences = jax.tree.leaves(memory)[0].shape[0]
     whole = _memory_like(params, model, plan, sentences, length)
-    return as_long_as(whole, memory, coverage)
+    return as_large_as(whole, memory, coverage)
 
 
 def _memory_like(

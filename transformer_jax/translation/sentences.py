@@ -8,7 +8,7 @@ import numpy as np
 
 from transformer_jax.search.beams import FREE, Job
 from transformer_jax.search.parallel_greedy import Effort
-from transformer_jax.search.result import SearchResult
+from transformer_jax.search.result import SearchResult, with_nan_scores
 from transformer_jax.translation.methods import SearchPlan
 from transformer_jax.translation.planning import SOURCE_LENGTHS, padded_length
 
@@ -87,3 +87,24 @@ def take(queue: deque[Sentence], count: int) -> list[Sentence]:
         except IndexError:
             break
     return taken
+
+
+def found_in(
+    result: SearchResult,
+    effort: Effort | None,
+    rows: Sequence[tuple[int, int]],
+    *,
+    plan: SearchPlan,
+) -> list[Found]:
+    """What is in some rows of what was found, each with the number of its sentence; all
+    on the host."""
+    if not plan.scores:
+        result = with_nan_scores(result)
+    return [
+        Found(
+            index,
+            SearchResult(*(x[row] for x in result)),
+            effort and Effort(*(x[row] for x in effort)),
+        )
+        for row, index in rows
+    ]
