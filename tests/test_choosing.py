@@ -62,6 +62,25 @@ def test_totals_are_those_of_summing_all(vocab_size):
     np.testing.assert_allclose(found, sums, rtol=1e-6, atol=1e-5)
 
 
+def test_totals_count_what_is_forbidden_however_likely_it_is():
+    logits = np.random.default_rng(0).normal(size=(4, 2, 900)).astype(np.float32)
+    allowed = logits.copy()
+    allowed[..., 5:8] = -np.inf
+    logits[1, 0, 6] = 60.0  # as a difference still within reach of exp
+    logits[2, 1, 7] = 300.0
+    allowed[3] = -np.inf
+    logits[3] += 500.0
+    expected = jax.jit(log_totals)(logits)
+    found = jax.jit(log_totals)(logits, allowed)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    tame = np.repeat(logits[:1], 4, axis=0), np.repeat(allowed[:1], 4, axis=0)
+    alone = jax.jit(log_totals)(*tame)
+    np.testing.assert_array_equal(found[0], alone[0])  # whatever the others need
+    with_nan = logits.copy()
+    with_nan[0, 0, 3] = np.nan
+    assert np.isnan(jax.jit(log_totals)(with_nan, allowed)[0, 0])
+
+
 def test_nothing_is_sorted():
     text = jax.jit(best_tokens, static_argnums=2).lower(
         jnp.zeros((2, 5, 10_000)), jnp.zeros((2, 5)), 10

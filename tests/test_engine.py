@@ -142,17 +142,23 @@ def test_a_single_sentence_takes_no_slot_and_is_searched_the_same(
 
 
 def test_sources_are_padded_less_where_many_come(monkeypatch):
-    lengths = []
+    shapes = []
 
     def prepare(params, inputs, *parts, **rest):
-        lengths.append(inputs.shape[1])
+        shapes.append(inputs.shape)
         return preparing.prepare(params, inputs, *parts, **rest)
 
     monkeypatch.setattr(engine, "prepare", prepare)
     decoder = make_decoder(GREEDY)
-    for many in (False, True, False):
+    few, many, again = (
         found_by(decoder, make_sentences([10, 10]), many=many)
-    assert lengths == [16, 12, 16]
+        for many in (False, True, False)
+    )
+    assert shapes == [(4, 16), (2, 12), (4, 16)]
+    assert_same_bits(again, few)
+    for one, other in zip(many, few, strict=True):
+        chex.assert_trees_all_equal(one.tokens, other.tokens)
+        chex.assert_trees_all_close(one, other, atol=1e-5)
 
 
 @METHODS

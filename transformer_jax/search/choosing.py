@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from transformer_jax.types import Array, Logits, RoughLogits
 
 CHUNK = 128
-"""Tokens that are looked at as one at first; a power of two."""
+"""Tokens that are looked at as one at first; a multiple of `LANES`."""
 LANES = 16
+"""Numbers that a CPU compares at once, or a few times as many; a power of two."""
 CANDIDATES = 4
 """Tokens with the highest rough logits whose exact ones are looked at."""
 
@@ -131,8 +132,8 @@ def _zeros_for(logits: Array) -> Array:
 
 
 def _chunk_maxima(logits: Array) -> Array:
-    """[B, K, V] → [B, K, chunks], the last chunk of up to CHUNK tokens. Halving
-    keeps whole vectors at work."""
+    """[B, K, V] → [B, K, chunks], the last chunk of up to CHUNK tokens. Comparing parts
+    as wide as vectors, and only then halves of them, reads all logits in one pass."""
     whole = (logits.shape[-1] - 1) // CHUNK * CHUNK
     x = logits[..., :whole].reshape(*logits.shape[:-1], whole // CHUNK, CHUNK)
     lanes = [x[..., i : i + LANES] for i in range(0, CHUNK, LANES)]
