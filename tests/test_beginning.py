@@ -83,12 +83,14 @@ def test_one_row_gives_the_beams_that_several_give(options):
     chex.assert_trees_all_close(*scores, atol=1e-5)
     chex.assert_trees_all_equal(one.tokens[live], several.tokens[live])
     chex.assert_trees_all_equal(one.parents[live], several.parents[live])
-    if one.coverage is not None:
-        chex.assert_trees_all_equal(one.coverage[live], several.coverage[live])
-    if phrases is not None:
-        matched = several.progress.matched[live]
+    kept: Any = (one.coverage, one.progress), (several.coverage, several.progress)
+    (coverage, progress), (all_coverage, all_progress) = kept
+    if coverage is not None:
+        chex.assert_trees_all_equal(coverage[live], all_coverage[live])
+    if progress is not None:
+        matched = all_progress.matched[live]
         assert matched.max() == 1
-        np.testing.assert_array_equal(one.progress.matched[live], matched)
+        chex.assert_trees_all_equal(progress.matched[live], matched)
 
 
 def random_cache(seed: int, sentences: int, length: int, beams: int) -> DecoderCache:

@@ -212,7 +212,8 @@ def _take_in(
     cache = slots.beams.cache
     coming = jax.tree.map(lambda x: x.at[new].get(mode="clip"), waiting)
     if (first := coming.beams.cache) is not None:  # they have begun
-        cache = each_cache(lambda *each: begun_cache(*each, into), cache, first)
+        begun = functools.partial(begun_cache, places=into)
+        cache = each_cache(begun, cache, first)
         coming = coming._replace(beams=coming.beams._replace(cache=None))
     slots = slots._replace(beams=slots.beams._replace(cache=None))
     slots = replace_sentences(slots, coming, into)
