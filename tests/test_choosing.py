@@ -63,17 +63,18 @@ def test_totals_are_those_of_summing_all(vocab_size):
 
 
 def test_totals_count_what_is_forbidden_however_likely_it_is():
-    logits = np.random.default_rng(0).normal(size=(4, 2, 900)).astype(np.float32)
+    logits = np.random.default_rng(0).normal(size=(5, 2, 900)).astype(np.float32)
     allowed = logits.copy()
     allowed[..., 5:8] = -np.inf
     logits[1, 0, 6] = 60.0  # as a difference still within reach of exp
     logits[2, 1, 7] = 300.0
-    allowed[3] = -np.inf
+    allowed[3:] = -np.inf
     logits[3] += 500.0
+    logits[4] -= 500.0
     expected = jax.jit(log_totals)(logits)
     found = jax.jit(log_totals)(logits, allowed)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    tame = np.repeat(logits[:1], 4, axis=0), np.repeat(allowed[:1], 4, axis=0)
+    tame = np.repeat(logits[:1], 5, axis=0), np.repeat(allowed[:1], 5, axis=0)
     alone = jax.jit(log_totals)(*tame)
     np.testing.assert_array_equal(found[0], alone[0])  # whatever the others need
     with_nan = logits.copy()

@@ -127,7 +127,8 @@ def advance_beams(
     beam_size: int | None = None,
 ) -> Beams:
     """Logits [B, K, V] of the next token → the state one token later, in which each
-    sentence has `beam_size` beams (by default as many as before)."""
+    sentence has `beam_size` beams: by default as many as before, never fewer, and no
+    more than it has ways to go on."""
     beam_size, divisors = beam_size or logits.shape[1], jnp.asarray(penalties)
     best = best_continuations(
         logits,
@@ -185,8 +186,8 @@ def best_continuations(
     diversity_rate: float,
 ) -> Continuations:
     """The best of the K·V ways to go on; logits [B, K, V]. They are twice as many as
-    there shall be beams, as one of each beam at most ends; to one beam from one leads
-    only the best."""
+    there shall be beams, at least K, as one of each beam at most ends; where there is
+    one and shall be one, the best is enough."""
     rows, vocab_size = logits.shape[1:]
     count = 2 * beam_size if beam_size > 1 else 1
     allowed = logits

@@ -129,7 +129,8 @@ def alive(beams: Beams) -> Array:
 
 
 def add_token(step_fn: StepFn, memory: Memory, beams: Beams, advance: Advance) -> Beams:
-    """Adds a token to every live beam; each goes on from its own row of the cache."""
+    """Adds a token to every live beam, where the cache has been reordered by their
+    parents. `advance` may leave each sentence more beams than it had."""
     sentences, beam_size = beams.log_probabilities.shape
     last = beams.lengths[:, None, None]
     tokens = jnp.take_along_axis(beams.tokens, last, axis=-1).reshape(-1, 1)

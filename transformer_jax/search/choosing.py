@@ -104,25 +104,28 @@ def log_totals(logits: Array, allowed: Array | None = None) -> Array:
 
     Where the `best_tokens` of what is `allowed`, logits or -inf, are looked for, too,
     the maxima of its chunks are found once for both: exp is taken of differences from
-    the highest allowed logit, and anew where a forbidden one is too far above it.
+    the highest allowed logit, and anew where a forbidden one is too far above it, or
+    nothing is allowed.
 
     >>> jnp.exp(log_totals(jnp.log(jnp.array([[[1.0, 2.0, 5.0]]])))).round(3).tolist()
     [[8.0]]
     """
 
-    def from_highest(of: Array) -> Array:
-        best = _chunk_maxima(of).max(axis=-1)
-        best = jnp.where(jnp.isfinite(best), best, 0)
-        return best + jnp.log(jnp.exp(logits - best[..., None]).sum(axis=-1))
+    def from_highest(highest: Array) -> Array:
+        highest = jnp.where(jnp.isfinite(highest), highest, 0)
+        differences = logits - highest[..., None]
+        return highest + jnp.log(jnp.exp(differences).sum(axis=-1))
+
+    def among_all() -> Array:
+        return from_highest(_chunk_maxima(logits).max(axis=-1))
 
     if allowed is None or allowed is logits:
-        return from_highest(logits)
-    totals = from_highest(allowed)
-    sure = totals < jnp.inf
+        return among_all()
+    highest = _chunk_maxima(allowed).max(axis=-1)
+    totals = from_highest(highest)
+    sure = jnp.isfinite(highest) & (totals < jnp.inf)
     return jax.lax.cond(
-        sure.all(),
-        lambda: totals,
-        lambda: jnp.where(sure, totals, from_highest(logits)),
+        sure.all(), lambda: totals, lambda: jnp.where(sure, totals, among_all())
     )
 
 

@@ -217,8 +217,10 @@ class Decoder:
             length=room,
             **made_for,
         )
-        together = self.slots > 1 and sentences[0].candidates is None
-        if together and may_begin(self.model, self.plan):
+        # What one may choose from a list is known later; for one alone a row costs as
+        # much as several.
+        ready = self.slots > 1 and sentences[0].candidates is None
+        if ready and may_begin(self.model, self.plan):
             slots = begin(self.params, slots, self.whole, **made_for)
         return Encoded(sentences, slots, room)
 

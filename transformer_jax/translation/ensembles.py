@@ -61,15 +61,24 @@ def segment_ids_of(memory: Memory) -> Array:
     return memory[0].segment_ids if type(memory) is tuple else memory.segment_ids
 
 
-def as_large_as(
+def as_long_as(
     like: Memory, memory: Memory, coverage: Array | None
 ) -> tuple[Memory, Array | None]:
-    """Memory with as many sentences and source positions as another's, and its coverage
-    [B, K, S], in which padding is covered."""
+    """Memory with as many source positions as another's, and its coverage [B, K, S], in
+    which padding is covered."""
     if coverage is not None:
-        sentences, length = segment_ids_of(like).shape
-        coverage = _fitted(coverage, (sentences, coverage.shape[1], length), behind=1)
-    return jax.tree.map(lambda x, y: _fitted(x, y.shape), memory, like), coverage
+        length = segment_ids_of(like).shape[1]
+        coverage = _fitted(coverage, (*coverage.shape[:2], length), behind=1)
+
+    def fitted(x: Array, other: Array) -> Array:
+        return _fitted(x, (len(x), *other.shape[1:]))
+
+    return jax.tree.map(fitted, memory, like), coverage
+
+
+def as_large_as(like: Memory, memory: Memory) -> Memory:
+    """Memory with as many sentences and source positions as another's."""
+    return jax.tree.map(lambda x, y: _fitted(x, y.shape), memory, like)
 
 
 def _fitted(x: Array, sizes: Sequence[int], behind: float = 0) -> Array:

@@ -1,4 +1,5 @@
-"""Programs for sentences that have no slot yet, and for slots that hold none."""
+"""Programs for sentences that have no slot yet, for slots that hold none, and for
+fitting either to longer or shorter sources."""
 
 import functools
 
@@ -19,6 +20,7 @@ from transformer_jax.translation.drafting import empty_caches, encode_all, nothi
 from transformer_jax.translation.ensembles import (
     AnyModel,
     as_large_as,
+    as_long_as,
     empty_cache,
     segment_ids_of,
     step_of,
@@ -76,7 +78,7 @@ def prepare(
     """
     memory = encode_all(model, plan.draft, params, inputs, segment_ids)
     whole = _memory_like(params, model, plan, len(job.prefix), length)
-    memory, _ = as_large_as(whole, memory, None)
+    memory = as_large_as(whole, memory)
     beams = _first_beams(plan, job, memory, beams=plan.beams)
     return Slots(beams, memory, nothing_ahead(plan, beams))
 
@@ -107,7 +109,8 @@ def begin(
 
 
 def may_begin(model: AnyModel, plan: SearchPlan) -> bool:
-    """Whether one row gives a sentence its first beams."""
+    """Whether one row gives a sentence its first beams: it has no more of them than
+    there are tokens."""
     several = plan.search.method == "beam" and plan.beams > 1
     return several and plan.beams <= model.config.target_vocab_size
 
@@ -125,7 +128,7 @@ def refit(
     """What the slots know of their sources, with S = `length`; padding is covered."""
     sentences = jax.tree.leaves(memory)[0].shape[0]
     whole = _memory_like(params, model, plan, sentences, length)
-    return as_large_as(whole, memory, coverage)
+    return as_long_as(whole, memory, coverage)
 
 
 def _memory_like(

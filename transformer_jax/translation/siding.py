@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from transformer_jax.models.cache import DecoderCache, chosen_cache, placed_cache
 from transformer_jax.search.beams import replace_sentences
-from transformer_jax.translation.ensembles import as_large_as
+from transformer_jax.translation.ensembles import as_long_as
 from transformer_jax.translation.slots import Slots, count_of, each_cache
 from transformer_jax.types import Array
 
@@ -28,7 +28,7 @@ def put_aside(
     rest = siding._replace(beams=siding.beams._replace(cache=None))
     coming = state._replace(beams=state.beams._replace(cache=None))
     coming = jax.tree.map(lambda x: x[there], coming)
-    memory, coverage = as_large_as(rest.memory, coming.memory, coming.beams.coverage)
+    memory, coverage = as_long_as(rest.memory, coming.memory, coming.beams.coverage)
     coming = coming._replace(
         beams=coming.beams._replace(coverage=coverage), memory=memory
     )
