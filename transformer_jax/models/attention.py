@@ -65,6 +65,25 @@ def dot_product_attention(
     return mixtures(kept.astype(v.dtype), v).transpose(0, 2, 1, 3), weights
 
 
+def decoding_attention(
+    q: Array, k: Array, v: Array, bias: Array, *, keys_turned: bool
+) -> tuple[Array, Array]:
+    """`dot_product_attention` where nothing is differentiated.  q [B,T,N,H]; k, v
+    [B,N,S,H] (or keys turned, [B,N,H,S]); bias [B,1,T or 1,S] of `mask_bias` →
+    [B,T,N,H], and the weights [B,N,T,S] in float32.
+
+    What is mixed are not yet weights: mixtures are fewer numbers to divide by the sums.
+    """
+    products: Any = _products_turned if keys_turned else _products
+    mixtures: Any = _mixtures
+    logits = products(q.transpose(0, 2, 1, 3), k) / math.sqrt(q.shape[-1]) + bias
+    highest = logits.max(axis=-1, keepdims=True)
+    parts = jnp.exp(logits - highest)
+    shares = jnp.where(highest > NEG_INF / 2, 1 / parts.sum(axis=-1, keepdims=True), 0)
+    mixed = mixtures(parts.astype(v.dtype), v) * shares
+    return mixed.astype(v.dtype).transpose(0, 2, 1, 3), parts * shares
+
+
 @jax.custom_vjp
 def _products(q: Array, k: Array) -> Array:
     """q kᵀ in float32: [B, N, T, H], [B, N, S, H] → [B, N, T, S]."""
@@ -273,10 +292,10 @@ class MultiHeadAttention(nn.Module):
         return self.out(attended), weights
 
     def of_rows(
-        self, q: Array, kv: KeyValue, mask: Array, *, keys_turned: bool
+        self, q: Array, kv: KeyValue, bias: Array, *, keys_turned: bool
     ) -> tuple[Array, Array]:
         """Queries of rows [R,L,N,H] over what their sentences share: kv [B,N,S,H] (or
-        keys turned, [B,N,H,S]), mask [B,1,1 or R/B·L,S].
+        keys turned, [B,N,H,S]), bias [B,1,1 or R/B·L,S].
 
         The R/B rows of a sentence are laid side by side as queries of one attention, so
         that its keys and values are read once and never copied: → [R,L,D], [R,N,L,S].
@@ -285,9 +304,9 @@ class MultiHeadAttention(nn.Module):
         sentences = kv.value.shape[0]
         beams = rows // sentences
         q = q.reshape(sentences, beams * block, *q.shape[2:])
-        out, weights = self.attend(
-            q, kv, mask, deterministic=True, keys_turned=keys_turned
-        )
+        attended, weights = decoding_attention(q, *kv, bias, keys_turned=keys_turned)
+        self.sow("intermediates", "attention", weights)
+        out = self.out(attended)
         heads, length = weights.shape[1], weights.shape[-1]
         weights = weights.reshape(sentences, heads, beams, block, length)
         weights = weights.transpose(0, 2, 1, 3, 4).reshape(rows, heads, block, length)

@@ -16,7 +16,7 @@ from transformer_jax.models.attention import (
 from transformer_jax.models.cache import DecoderCache, has_turned_keys, write_cache
 from transformer_jax.models.dense import Dense
 from transformer_jax.models.dropout import Dropout
-from transformer_jax.models.masks import Segments, cache_mask
+from transformer_jax.models.masks import Segments, cache_bias, mask_bias
 from transformer_jax.models.norms import layer_norm
 from transformer_jax.models.scanning import scan_layers
 from transformer_jax.trees import STACKED, stack_layers
@@ -144,9 +144,9 @@ class DecoderLayer(Layer):
         x: Array,
         places: Array,
         cache: KeyValue,
-        self_mask: Array,
+        self_bias: Array,
         memory: KeyValue,
-        memory_mask: Array,
+        memory_bias: Array,
     ) -> tuple[Array, KeyValue, Array]:
         """L new tokens a row: x [R, L, D], written at `places` [R, L] of the cache
         (see `DecoderCache.layers`), of the memory those of this layer → [R, L, D], the
@@ -159,14 +159,14 @@ class DecoderLayer(Layer):
             written = write_cache(cache, new, places)
             turned = has_turned_keys(cache, x.shape[0])
             return self.self_attention.of_rows(
-                q, written, self_mask, keys_turned=turned
+                q, written, self_bias, keys_turned=turned
             )[0]
 
         def attend_source(y: Array) -> Array:
             nonlocal weights
             q = self.cross_attention.query(y)
             out, weights = self.cross_attention.of_rows(
-                q, memory, memory_mask, keys_turned=True
+                q, memory, memory_bias, keys_turned=True
             )
             return out
 
@@ -284,13 +284,13 @@ class Decoder(Stack):
         weights [R, L, S], the mean over layers and heads."""
         sentences = memory.segment_ids.shape[0]
         cache, places = cache.claim(positions), cache.places(positions)
-        self_mask = cache_mask(positions, cache.ancestors, sentences)
-        mask = (memory.segment_ids > 0)[:, None, None, :]  # [B, 1, 1, S]
+        self_bias = cache_bias(positions, cache.ancestors, sentences)
+        bias = mask_bias((memory.segment_ids > 0)[:, None, None, :])  # [B, 1, 1, S]
         written, weights = [], []
         for layer, kv, source in zip(
             self.layers, cache.layers, memory.layers, strict=True
         ):
-            x, kv, attention = layer.step(x, places, kv, self_mask, source, mask)
+            x, kv, attention = layer.step(x, places, kv, self_bias, source, bias)
             written.append(kv)
             weights.append(attention.mean(axis=1))
         if self.config.has_final_norm:

@@ -47,6 +47,11 @@ def segment_mask(query_segments: Array, key_segments: Array) -> Array:
     return (same & (key_segments > 0)[:, None, :])[:, None]
 
 
+def mask_bias(mask: Array) -> Array:
+    """What to add to logits: 0 where the mask is true, else `NEG_INF`."""
+    return jnp.where(mask, jnp.float32(0), NEG_INF)
+
+
 def causal_mask(length: int) -> Array:
     """[1, 1, T, T]: a position may attend to itself and to those before it.
 
@@ -132,3 +137,18 @@ def cache_mask(positions: Array, ancestors: Array, sentences: int) -> Array:
     written = ancestors[:, :, None] == writers  # [R, T, K]
     mask = past[..., None] & written[:, None]  # [R, L, T, K]
     return mask.reshape(sentences, 1, beams * block, length * beams)
+
+
+def cache_bias(positions: Array, ancestors: Array, sentences: int) -> Array:
+    rows, block = positions.shape
+    beams, length = rows // sentences, ancestors.shape[1]
+    past = jnp.arange(length)[None, None, :] <= positions[:, :, None]  # [R, L, T]
+    bias = jnp.where(past, jnp.float32(0), NEG_INF)
+    if beams == 1:
+        return bias[:, None]
+    row = jnp.arange(rows)[:, None, None]
+    query = jnp.arange(block)[None, :, None]
+    places = jnp.arange(length)[None, None, :]
+    none = jnp.full((rows, block, length, beams), NEG_INF, jnp.float32)
+    bias = none.at[row, query, places, ancestors[:, None]].set(bias)
+    return bias.reshape(sentences, 1, beams * block, length * beams)
