@@ -132,12 +132,15 @@ def test_memory_is_linear_in_length():
 
     short, long = (temporary_bytes(chunked, length) for length in (1024, 4096))
     assert long < 4.5 * short
-    assert temporary_bytes(whole, 4096) > 4096 * 4096 * 4 > 20 * long
+    # (A GPU's product has 32 MiB to itself, of whatever length.)
+    assert temporary_bytes(whole, 4096) > 4096 * 4096 * 4 > 20 * (long - short)
 
 
 def test_rows_and_heads_may_be_shared_out_over_devices():
-    devices = np.reshape(jax.devices(), (4, 2))
-    mesh = jax.sharding.Mesh(devices, ("data", "tensor"))
+    devices = jax.devices()
+    if len(devices) != 8:
+        pytest.skip("needs eight devices")
+    mesh = jax.sharding.Mesh(np.reshape(devices, (4, 2)), ("data", "tensor"))
     rows = jnp.concatenate([PACKED, PACKED[::-1]])
     segments = Segments(rows, rows, causal=True)
     qkv = random_qkv(segments)

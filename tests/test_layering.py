@@ -16,6 +16,7 @@ FLOORS = {
     "allocation": 0,
     "processes": 0,
     "trees": 1,
+    "exponential": 1,
     "model_config": 1,
     "config": 2,
     "recipes": 3,

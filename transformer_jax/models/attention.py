@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.exponential import quick_exp
 from transformer_jax.models.chunked_attention import chunked_attention
 from transformer_jax.models.dense import Dense
 from transformer_jax.models.dropout import Dropout
@@ -78,7 +79,7 @@ def decoding_attention(
     mixtures: Any = _mixtures
     logits = products(q.transpose(0, 2, 1, 3), k) / math.sqrt(q.shape[-1]) + bias
     highest = logits.max(axis=-1, keepdims=True)
-    parts = jnp.exp(logits - highest)
+    parts = quick_exp(logits - highest)
     shares = jnp.where(highest > NEG_INF / 2, 1 / parts.sum(axis=-1, keepdims=True), 0)
     mixed = mixtures(parts.astype(v.dtype), v) * shares
     return mixed.astype(v.dtype).transpose(0, 2, 1, 3), parts * shares

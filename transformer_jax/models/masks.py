@@ -116,39 +116,28 @@ def _bounds(segments: Array) -> tuple[Array, Array]:
     return lowest, jnp.where(real, segments, 0).max(axis=2)
 
 
-def cache_mask(positions: Array, ancestors: Array, sentences: int) -> Array:
-    """Positions [R, L] of new tokens, ancestors [R, T] → [B, 1, K·L, T·K]: the cached
-    places, in whichever of the sentence's K rows, that hold a token's own past.
+def cache_bias(positions: Array, ancestors: Array, sentences: int) -> Array:
+    """Positions [R, L] of new tokens, ancestors [R, T] → [B, 1, K·L, T·K], what to add
+    to logits of the cached places, in whichever of the sentence's K rows: 0 where they
+    hold a token's own past, else `NEG_INF`.
 
     `ancestors[r, t]` is the row, counted inside its sentence, that wrote what row r has
     at position t.
 
     >>> ancestors = jnp.array([[0, 0, 0], [0, 1, 0]])
-    >>> cache_mask(jnp.array([[1], [1]]), ancestors, 1).astype(int)
+    >>> (cache_bias(jnp.array([[1], [1]]), ancestors, 1) == 0).astype(int)
     Array([[[[1, 0, 1, 0, 0, 0],
              [1, 0, 0, 1, 0, 0]]]], dtype=int32)
     """
     rows, block = positions.shape
     beams, length = rows // sentences, ancestors.shape[1]
     past = jnp.arange(length)[None, None, :] <= positions[:, :, None]  # [R, L, T]
-    if beams == 1:
-        return past[:, None]
-    writers = jnp.arange(beams)[None, None, :]
-    written = ancestors[:, :, None] == writers  # [R, T, K]
-    mask = past[..., None] & written[:, None]  # [R, L, T, K]
-    return mask.reshape(sentences, 1, beams * block, length * beams)
-
-
-def cache_bias(positions: Array, ancestors: Array, sentences: int) -> Array:
-    rows, block = positions.shape
-    beams, length = rows // sentences, ancestors.shape[1]
-    past = jnp.arange(length)[None, None, :] <= positions[:, :, None]  # [R, L, T]
-    bias = jnp.where(past, jnp.float32(0), NEG_INF)
+    bias = mask_bias(past)
     if beams == 1:
         return bias[:, None]
-    row = jnp.arange(rows)[:, None, None]
-    query = jnp.arange(block)[None, :, None]
-    places = jnp.arange(length)[None, None, :]
-    none = jnp.full((rows, block, length, beams), NEG_INF, jnp.float32)
-    bias = none.at[row, query, places, ancestors[:, None]].set(bias)
+    # Written, not compared: all layers read it, and XLA would compare for each anew.
+    nothing = jnp.full((*past.shape, beams), NEG_INF)  # [R, L, T, K]
+    row, query = jnp.arange(rows)[:, None, None], jnp.arange(block)[None, :, None]
+    place = jnp.arange(length)[None, None, :]
+    bias = nothing.at[row, query, place, ancestors[:, None]].set(bias)
     return bias.reshape(sentences, 1, beams * block, length * beams)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.exponential import quick_exp
 from transformer_jax.types import Array, Logits, RoughLogits
 
 CHUNK = 128
@@ -114,7 +115,7 @@ def log_totals(logits: Array, allowed: Array | None = None) -> Array:
     def from_highest(highest: Array) -> Array:
         highest = jnp.where(jnp.isfinite(highest), highest, 0)
         differences = logits - highest[..., None]
-        return highest + jnp.log(jnp.exp(differences).sum(axis=-1))
+        return highest + jnp.log(quick_exp(differences).sum(axis=-1))
 
     def among_all() -> Array:
         return from_highest(_chunk_maxima(logits).max(axis=-1))
