@@ -2,6 +2,7 @@ import signal
 
 import pytest
 
+from transformer_jax.trainer import interrupts
 from transformer_jax.trainer.interrupts import StopError, StopSignals
 
 
@@ -34,9 +35,15 @@ def test_one_of_several_processes_is_never_interrupted():
         assert signals.received == signal.SIGINT
 
 
-def test_a_second_signal_ends_the_program():
-    with StopSignals():
+def test_a_later_signal_ends_the_program_and_an_echo_does_not(monkeypatch):
+    now = 5.0
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: now)
+    with StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
+        now += interrupts.ECHO_SECONDS / 2
+        signal.raise_signal(signal.SIGTERM)  # the shell, and the terminal
+        assert signals.received == signal.SIGINT
+        now += interrupts.ECHO_SECONDS
         with pytest.raises(SystemExit) as caught:
             signal.raise_signal(signal.SIGINT)
     assert caught.value.code == 130

@@ -4,11 +4,15 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO_SECONDS = 1.0
+"""A signal that comes so soon after the first is the same one: `timeout`, for one, sends
+it to its command, and then to the group that this belongs to."""
 
 
 class StopError(BaseException):
@@ -23,7 +27,7 @@ class StopError(BaseException):
 
 
 class StopSignals(contextlib.AbstractContextManager):
-    """While open, the first signal sets `received`; a second one ends the program.
+    """While open, the first signal sets `received`; a later one ends the program.
 
     Updates ask for `received` between steps. Inside `at_once()` the signal raises
     `StopError` instead: for evaluation and start-up, which can be done over. With
@@ -33,6 +37,7 @@ class StopSignals(contextlib.AbstractContextManager):
     def __init__(self, *, alone: bool = True) -> None:
         self._alone = alone
         self.received: int | None = None
+        self._received_at = 0.0
         self._raising = False
         self._previous: dict[int, Any] = {}
 
@@ -49,8 +54,10 @@ class StopSignals(contextlib.AbstractContextManager):
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
-            sys.exit(128 + number)
-        self.received = number
+            if time.monotonic() - self._received_at > ECHO_SECONDS:
+                sys.exit(128 + number)
+            return
+        self.received, self._received_at = number, time.monotonic()
         if self._raising:
             raise StopError(number)
 
