@@ -8,10 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.models.attention import KeyValue, dot_product_attention
+from transformer_jax.models.attention import (
+    KeyValue,
+    decoding_attention,
+    dot_product_attention,
+)
 from transformer_jax.models.cache import write_cache
 from transformer_jax.models.dropout import drop
-from transformer_jax.models.masks import causal_mask, segment_mask
+from transformer_jax.models.masks import (
+    NEG_INF,
+    cache_bias,
+    causal_mask,
+    mask_bias,
+    segment_mask,
+)
 
 
 def random_qkv(T=3, S=4, B=2, N=2, H=5):
@@ -52,15 +62,32 @@ def test_attention_equals_that_of_jax():
     )
 
 
-def test_turned_keys_give_the_same():
-    q, k, v = random_qkv()
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_attention_of_decoding_is_that_of_training(turned, dtype, atol):
+    q, k, v = (x.astype(dtype) for x in random_qkv())
     mask = jnp.asarray(np.random.default_rng(1).random((2, 1, 3, 4)) < 0.7)
-    turned = k.swapaxes(2, 3)
-    chex.assert_trees_all_close(
-        dot_product_attention(q, turned, v, mask, keys_turned=True),
-        dot_product_attention(q, k, v, mask),
-        atol=1e-6,
-    )
+    mask = mask.at[1, :, 2].set(False)  # a query that may attend to nothing
+    keys = k.swapaxes(2, 3) if turned else k
+    found = decoding_attention(q, keys, v, mask_bias(mask), keys_turned=turned)
+    expected = dot_product_attention(q, k, v, mask)
+    assert [x.dtype for x in found] == [x.dtype for x in expected]
+    chex.assert_trees_all_close(found, expected, atol=atol)
+    chex.assert_trees_all_equal(found[0][1, 2], jnp.zeros_like(found[0][1, 2]))
+
+
+def test_cached_places_of_other_pasts_are_masked():
+    draw = np.random.default_rng(0)
+    B, K, L, T = 2, 3, 2, 5
+    ancestors = draw.integers(0, K, size=(B * K, T))
+    positions = draw.integers(0, T - 1, size=(B * K, 1)) + np.arange(L)
+    bias = cache_bias(jnp.asarray(positions), jnp.asarray(ancestors), B)
+    chex.assert_shape(bias, (B, 1, K * L, T * K))
+    for b, k, token, t, w in np.ndindex(B, K, L, T, K):
+        row = b * K + k
+        own = t <= positions[row, token] and ancestors[row, t] == w
+        expected = 0 if own else NEG_INF
+        assert bias[b, 0, k * L + token, t * K + w] == np.float32(expected)
 
 
 def test_a_query_that_may_attend_to_nothing_gives_zeros_and_finite_gradients():

@@ -1,6 +1,7 @@
 """exp as a CPU computes it in half of the time that XLA's takes there."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ INTEGER = 1.5 * 2.0**23
 """A sum with it holds a small integer in its lowest bits."""
 
 
+@jax.custom_jvp
 def quick_exp(x: Array) -> Array:
     """e^x of float32, up to 1.2e-7 of it: for sums of many. On a CPU what is below
     `LEAST` gives 0, and above `MOST` ∞.
@@ -35,6 +37,12 @@ def quick_exp(x: Array) -> Array:
     [1.0, 0.0]
     """
     return jax.lax.platform_dependent(x, cpu=_on_cpu, default=jnp.exp)
+
+
+@quick_exp.defjvp
+def _derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    found: Any = quick_exp(*primals)
+    return found, found * tangents[0]
 
 
 def _on_cpu(x: Array) -> Array:

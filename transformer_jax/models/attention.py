@@ -48,16 +48,14 @@ def dot_product_attention(
     mask: Array,
     *,
     drop: Callable[[Array], Array] | None = None,
-    keys_turned: bool = False,
 ) -> tuple[Array, Array]:
     """softmax(q kᵀ / √H) v.  q [B,T,N,H]; k, v [B,N,S,H]; mask [B,1,T,S] → [B,T,N,H],
     and the weights [B,N,T,S] in float32.
 
     A query that may attend to nothing gives zeros. `drop` is applied to the weights.
-    `keys_turned`: k is [B,N,H,S].
     """
     # Heads first in every product: one that also turns its result is ten times slower.
-    products: Any = _products_turned if keys_turned else _products
+    products: Any = _products
     softmax: Any = _masked_softmax
     mixtures: Any = _mixtures
     logits = products(q.transpose(0, 2, 1, 3), k) / math.sqrt(q.shape[-1])
@@ -69,18 +67,20 @@ def dot_product_attention(
 def decoding_attention(
     q: Array, k: Array, v: Array, bias: Array, *, keys_turned: bool
 ) -> tuple[Array, Array]:
-    """`dot_product_attention` where nothing is differentiated.  q [B,T,N,H]; k, v
-    [B,N,S,H] (or keys turned, [B,N,H,S]); bias [B,1,T or 1,S] of `mask_bias` →
-    [B,T,N,H], and the weights [B,N,T,S] in float32.
+    """`dot_product_attention` of a step of decoding.  q [B,T,N,H]; k, v [B,N,S,H] (or
+    keys turned, [B,N,H,S]); bias [B,1,T or 1,S] of `mask_bias` → [B,T,N,H], and the
+    weights [B,N,T,S] in float32.
 
-    What is mixed are not yet weights: mixtures are fewer numbers to divide by the sums.
+    Values are mixed by numbers that do not sum up to 1 yet: what they are mixed to are
+    fewer numbers to divide. A training step keeps the weights, and so divides those.
     """
     products: Any = _products_turned if keys_turned else _products
     mixtures: Any = _mixtures
     logits = products(q.transpose(0, 2, 1, 3), k) / math.sqrt(q.shape[-1]) + bias
     highest = logits.max(axis=-1, keepdims=True)
     parts = quick_exp(logits - highest)
-    shares = jnp.where(highest > NEG_INF / 2, 1 / parts.sum(axis=-1, keepdims=True), 0)
+    sums = parts.sum(axis=-1, keepdims=True)
+    shares = jnp.where(highest > NEG_INF / 2, 1 / sums, 0)  # 0: nothing to attend to
     mixed = mixtures(parts.astype(v.dtype), v) * shares
     return mixed.astype(v.dtype).transpose(0, 2, 1, 3), parts * shares
 
@@ -277,18 +277,14 @@ class MultiHeadAttention(nn.Module):
         kv: KeyValue,
         mask: Array,
         deterministic: bool,
-        *,
-        keys_turned: bool = False,
     ) -> tuple[Array, Array]:
-        """Queries [B,T,N,H], kv [B,N,S,H] (or keys turned, [B,N,H,S]), mask [B,1,T,S] →
-        [B,T,D], the weights [B,N,T,S]."""
+        """Queries [B,T,N,H], kv [B,N,S,H], mask [B,1,T,S] → [B,T,D], the weights
+        [B,N,T,S]."""
 
         def drop(weights: Array) -> Array:
             return self.attention_dropout(weights, deterministic=deterministic)
 
-        attended, weights = dot_product_attention(
-            q, *kv, mask, drop=drop, keys_turned=keys_turned
-        )
+        attended, weights = dot_product_attention(q, *kv, mask, drop=drop)
         self.sow("intermediates", "attention", weights)
         return self.out(attended), weights
 

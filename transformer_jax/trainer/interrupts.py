@@ -11,8 +11,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ECHO_SECONDS = 1.0
-"""A signal that comes so soon after the first is the same one: `timeout`, for one, sends
-it to its command, and then to the group that this belongs to."""
+"""A signal that comes so soon after the first is the same one: `timeout`, for one,
+sends it to its command, and then to the group that this belongs to."""
 
 
 class StopError(BaseException):

@@ -1,0 +1,33 @@
+"""exp by a polynomial, held against that of NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.exponential import LEAST, MOST, quick_exp
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def test_it_is_exp_as_near_as_float32_holds():
+    x = np.concatenate([np.linspace(LEAST, MOST, 2_000_001), -np.logspace(-30, 0, 999)])
+    x = x.astype(np.float32)
+    found = np.asarray(jax.jit(quick_exp)(x), np.float64)
+    np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=2 * EPS)
+
+
+@pytest.mark.parametrize("x", [0.0, -0.0, -110.0, -1e30, -np.inf, 100, 1e30, np.inf])
+def test_borders(x):
+    with np.errstate(over="ignore"):
+        expected = np.exp(np.float32(x))
+    assert jax.jit(quick_exp)(jnp.float32(x)) == expected
+
+
+def test_what_is_no_number_stays_none():
+    assert np.isnan(jax.jit(quick_exp)(jnp.float32(np.nan)))
+
+
+def test_it_is_its_own_derivative():
+    for x in (-3.0, 0.5):
+        assert jax.grad(quick_exp)(x) == pytest.approx(np.exp(x), rel=1e-6)
