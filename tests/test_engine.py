@@ -150,7 +150,7 @@ def test_sources_are_padded_less_where_many_come(monkeypatch):
 
     monkeypatch.setattr(engine, "prepare", prepare)
     decoder = make_decoder(GREEDY)
-    decoder.on_cpu = True  # on a GPU, too, which else does not
+    decoder.on_cpu = True  # also on a GPU
     few, many, again = (
         found_by(decoder, make_sentences([10, 10]), many=many)
         for many in (False, True, False)

@@ -71,8 +71,8 @@ def decoding_attention(
     keys turned, [B,N,H,S]); bias [B,1,T or 1,S] of `mask_bias` → [B,T,N,H], and the
     weights [B,N,T,S] in float32.
 
-    Values are mixed by numbers that do not sum up to 1 yet: what they are mixed to are
-    fewer numbers to divide. A training step keeps the weights, and so divides those.
+    Values are mixed by parts that do not sum to 1 yet: the mixtures are fewer numbers to
+    divide than the weights, which training needs for its backward pass.
     """
     products: Any = _products_turned if keys_turned else _products
     mixtures: Any = _mixtures
@@ -80,9 +80,10 @@ def decoding_attention(
     highest = logits.max(axis=-1, keepdims=True)
     parts = quick_exp(logits - highest)
     sums = parts.sum(axis=-1, keepdims=True)
-    shares = jnp.where(highest > NEG_INF / 2, 1 / sums, 0)  # 0: nothing to attend to
-    mixed = mixtures(parts.astype(v.dtype), v) * shares
-    return mixed.astype(v.dtype).transpose(0, 2, 1, 3), parts * shares
+    attends = highest > NEG_INF / 2
+    inverse_sums = jnp.where(attends, 1 / sums, 0)
+    mixed = mixtures(parts.astype(v.dtype), v) * inverse_sums
+    return mixed.astype(v.dtype).transpose(0, 2, 1, 3), parts * inverse_sums
 
 
 @jax.custom_vjp

@@ -285,12 +285,12 @@ class Decoder(Stack):
         sentences = memory.segment_ids.shape[0]
         cache, places = cache.claim(positions), cache.places(positions)
         self_bias = cache_bias(positions, cache.ancestors, sentences)
-        bias = mask_bias((memory.segment_ids > 0)[:, None, None, :])  # [B, 1, 1, S]
+        memory_bias = mask_bias((memory.segment_ids > 0)[:, None, None, :])
         written, weights = [], []
         for layer, kv, source in zip(
             self.layers, cache.layers, memory.layers, strict=True
         ):
-            x, kv, attention = layer.step(x, places, kv, self_bias, source, bias)
+            x, kv, attention = layer.step(x, places, kv, self_bias, source, memory_bias)
             written.append(kv)
             weights.append(attention.mean(axis=1))
         if self.config.has_final_norm:

@@ -1,4 +1,5 @@
-"""Boolean attention masks from segment ids: True = may attend.
+"""Boolean attention masks from segment ids: True = may attend. Decoding adds them to
+logits, as 0 or `NEG_INF`.
 
 Segment 0 is padding; sentences packed in one row count from 1. No other file makes a
 mask, and none needs to know a padding id.

@@ -11,8 +11,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ECHO_SECONDS = 1.0
-"""A signal that comes so soon after the first is the same one: `timeout`, for one,
-sends it to its command, and then to the group that this belongs to."""
+"""The same signal so soon after the first is an echo: `timeout`, for one, sends it to
+its command, and then to the group that this belongs to."""
 
 
 class StopError(BaseException):
@@ -27,7 +27,8 @@ class StopError(BaseException):
 
 
 class StopSignals(contextlib.AbstractContextManager):
-    """While open, the first signal sets `received`; a later one ends the program.
+    """While open, the first signal sets `received`; another ends the program, unless it
+    is an echo of the first (see `ECHO_SECONDS`).
 
     Updates ask for `received` between steps. Inside `at_once()` the signal raises
     `StopError` instead: for evaluation and start-up, which can be done over. With
@@ -54,10 +55,11 @@ class StopSignals(contextlib.AbstractContextManager):
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
-            if time.monotonic() - self._received_at > ECHO_SECONDS:
-                sys.exit(128 + number)
-            return
-        self.received, self._received_at = number, time.monotonic()
+            later = time.monotonic() - self._received_at
+            if number == self.received and later <= ECHO_SECONDS:
+                return
+            sys.exit(128 + number)
+        self._received_at, self.received = time.monotonic(), number
         if self._raising:
             raise StopError(number)
 
