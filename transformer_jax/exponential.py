@@ -10,8 +10,8 @@ from transformer_jax.types import Array
 
 LN_2_HIGH = 0.693359375
 LN_2_LOW = math.log(2) - LN_2_HIGH
-"""ln 2 in two parts: n times the first is exact in float32 for |n| ≤ 2⁷ (Cody and Waite,
-1980, Software Manual for the Elementary Functions)."""
+"""ln 2 in two parts: n times the first is exact in float32 for |n| ≤ 2⁷ (Cody and
+Waite, 1980, Software Manual for the Elementary Functions)."""
 COEFFICIENTS = (
     0.0013814540579915047,
     0.00836874544620514,

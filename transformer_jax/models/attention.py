@@ -71,8 +71,8 @@ def decoding_attention(
     keys turned, [B,N,H,S]); bias [B,1,T or 1,S] of `mask_bias` → [B,T,N,H], and the
     weights [B,N,T,S] in float32.
 
-    Values are mixed by parts that do not sum to 1 yet: the mixtures are fewer numbers to
-    divide than the weights, which training needs for its backward pass.
+    Values are mixed by parts that do not sum to 1 yet: the mixtures are fewer numbers
+    to divide than the weights, which training needs for its backward pass.
     """
     products: Any = _products_turned if keys_turned else _products
     mixtures: Any = _mixtures
