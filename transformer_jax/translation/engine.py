@@ -53,9 +53,6 @@ from transformer_jax.translation.slots import (
 )
 from transformer_jax.types import Params
 
-MANY = 128
-"""Sentences for each device that are worth more programs: a siding's, and on a CPU
-those for finer lengths of sources."""
 FEWEST_WITH_SIDING = 16
 """Slots that a device with a siding has at least."""
 FIRST_CACHE = 24

@@ -123,6 +123,19 @@ def slots_wanted(sentences: int, *, beams: int, devices: int, platform: str) -> 
     return min(slots, all_of_them)
 
 
+def are_many(sentences: int, *, devices: int, platform: str) -> bool:
+    """Whether so many sentences that devices share are worth more programs: a siding's,
+    and on a CPU those for finer lengths of sources. A siding pays sooner there, as a
+    step with fewer rows takes less time.
+
+    >>> [are_many(n, devices=2, platform="cpu") for n in (127, 128)]
+    [False, True]
+    >>> are_many(127, devices=1, platform="gpu")
+    False
+    """
+    return sentences >= devices * (64 if platform == "cpu" else 128)
+
+
 def _slots_together(beams: int) -> int:
     """The fewest slots with a multiple of `ROWS_TOGETHER` rows."""
     return ROWS_TOGETHER // math.gcd(ROWS_TOGETHER, beams)

@@ -17,7 +17,7 @@ from transformer_jax.config import SearchConfig
 from transformer_jax.data.examples import make_example
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.search.parallel_greedy import Drafted
-from transformer_jax.translation.engine import MANY, Decoder
+from transformer_jax.translation.engine import Decoder
 from transformer_jax.translation.ensembles import AnyModel
 from transformer_jax.translation.hypotheses import (
     Translation,
@@ -36,6 +36,7 @@ from transformer_jax.translation.phrases import (
 )
 from transformer_jax.translation.planning import (
     Group,
+    are_many,
     most_slots,
     next_power_of_four,
     plan_groups,
@@ -272,7 +273,7 @@ class Translator:
                 for index in group.indices
             )
             useful = min(-(-len(queue) // group.slots), len(self._copies))
-            many = len(queue) >= MANY * useful
+            many = are_many(len(queue), devices=useful, platform=self._platform)
             tasks.append(Task(queue, plan, group, useful, many, whole))
         devices = range(max((task.devices for task in tasks), default=0))
         yield from side_by_side([self._work(device, tasks) for device in devices])
