@@ -132,8 +132,9 @@ def test_memory_is_linear_in_length():
 
     short, long = (temporary_bytes(chunked, length) for length in (1024, 4096))
     assert long < 4.5 * short
-    # (A GPU's product has 32 MiB to itself, of whatever length.)
-    assert temporary_bytes(whole, 4096) > 4096 * 4096 * 4 > 20 * (long - short)
+    # A GPU's product has 32 MiB to itself, of whatever length.
+    grown = long if jax.default_backend() == "cpu" else long - short
+    assert temporary_bytes(whole, 4096) > 4096 * 4096 * 4 > 20 * grown
 
 
 def test_rows_and_heads_may_be_shared_out_over_devices():
